@@ -1,0 +1,1 @@
+"""How it runs: local Kafka and Redis, simulator, replay, demo, images."""

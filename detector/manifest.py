@@ -1,0 +1,130 @@
+"""What a checkpoint says about itself. Owns the manifest's types; reads and writes no file, knows no tensor."""
+
+from typing import Literal
+
+import msgspec
+
+from stream.grid import Geometry
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class Channel(msgspec.Struct, frozen=True):
+    """One column of telemetry: numeric channels are reconstructed, command channels are the condition."""
+
+    name: str
+    kind: Literal["numeric", "command"]
+
+
+class DenoiserConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Hyper-parameters of the network (paper, Figure 1 and Table 2) and its noise schedule.
+
+    numeric: C reconstructed channels. commands: K command channels. entities: E trained entities, without the
+    reserved index 0 of an entity never seen. state: N. timesteps: T of a linear beta schedule.
+    """
+
+    numeric: int
+    commands: int
+    entities: int
+    layers: int = 4
+    width: int = 48
+    state: int = 32
+    kernel_size: int = 3
+    dilation_cycle: int = 4
+    use_commands: bool = True
+    use_entity: bool = True
+    timesteps: int = 200
+    beta_first: float = 1e-4
+    beta_last: float = 0.02
+
+
+class ScoringConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How residuals become a score.
+
+    starts: start timesteps whose reconstructions are averaged. sampler_steps: network calls from each start.
+    smoothing: kernel of eq. 5 and its size in slots (odd). top_channels: the score averages so many most deviating
+    channels. noise_seed: seed of the per-slot noise. sigmas: the threshold lies so many deviations above the mean.
+    """
+
+    starts: tuple[int, ...] = (5, 20, 60)
+    sampler_steps: int = 1
+    smoothing: Literal["hanning", "hamming", "bartlett"] = "hanning"
+    smoothing_size: int = 201
+    top_channels: int = 5
+    noise_seed: int = 0
+    sigmas: float = 3.0
+
+
+class Moments(msgspec.Struct, frozen=True):
+    """Count, mean and variance of a series of scores."""
+
+    count: float
+    mean: float
+    variance: float
+
+
+class EntityCalibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What training data said of one entity.
+
+    index: row of the entity embedding (0 for the entry of unseen entities). minimum, maximum: (C,) of the training
+    values, mapped to [-1, 1]. residual_scale: (S, C), mean + standard deviation of |x - x_hat| in scaled units for
+    each start timestep. provisional, final: moments of the two scores on training data.
+    """
+
+    name: str
+    index: int
+    minimum: list[float]
+    maximum: list[float]
+    residual_scale: list[list[float]]
+    provisional: Moments
+    final: Moments
+
+
+class Tail(msgspec.Struct, frozen=True):
+    """Upper quantiles of all entities' standardised training scores, levels ascending: p-values come from it."""
+
+    levels: list[float]
+    values: list[float]
+
+
+class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the weights come from. data_sha256: fingerprint of the training rows."""
+
+    preset: str
+    seed: int
+    minutes: float
+    train_steps: int
+    rows: int
+    data_sha256: str
+    metrics: dict[str, float]
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """Size and hash of one file of the bundle."""
+
+    sha256: str
+    size: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything but the weights: enough to rebuild the detector and to prove that it is the one that was trained.
+
+    channels: in the order of the window's rows, numeric and command mixed as declared. unseen: the calibration used
+    for entities that training never saw. files: every other file of the bundle by name.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    version: str
+    created_ms: int
+    interval_ms: int
+    geometry: Geometry
+    channels: list[Channel]
+    denoiser: DenoiserConfig
+    scoring: ScoringConfig
+    entities: list[EntityCalibration]
+    unseen: EntityCalibration
+    provisional_tail: Tail
+    final_tail: Tail
+    training: TrainingRecord
+    files: dict[str, FileEntry] = {}

@@ -1,0 +1,1 @@
+"""The wire and the windows: records, settings, Kafka, event-time grid, Redis window store. Never torch."""

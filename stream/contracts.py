@@ -1,0 +1,174 @@
+"""Every record on the wire, decoded once at the edge. Knows no topic, no broker, no model.
+
+A record carries its schema version in the field `v`; inside a version changes are only additive.
+Times are milliseconds since 1970 (`_ms`), slots are positions on the event-time grid (`stream.grid`).
+"""
+
+import re
+import uuid
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+
+from stream.errors import ContractError
+
+MAX_ENTITY_LENGTH = 256
+_ENTITY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/@-]*[A-Za-z0-9])?")
+_ALERT_NAMESPACE = uuid.UUID("6f0d2c1e-4f58-5d0a-9a3e-7e11a1e0a1e7")
+
+Stage = Literal["provisional", "final"]
+AlertState = Literal["firing", "updated", "resolved"]
+Severity = Literal["warning", "error", "critical"]
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One row of telemetry of one entity. `null` and an absent channel both mean missing."""
+
+    entity: str
+    ts: int
+    values: dict[str, float | bool | None]
+
+
+class SourceRange(msgspec.Struct, frozen=True):
+    """Where a window's rows stand in Kafka: offsets of the first and last one, both inclusive."""
+
+    topic: str
+    partition: int
+    first_offset: int
+    last_offset: int
+
+
+class WindowNotice(msgspec.Struct, frozen=True, kw_only=True):
+    """A window is ready: slots `end_slot - length + 1 .. end_slot` of the entity's ring will not change any more.
+
+    new_slots: slots since the previous notice of the entity, so that notices cover every slot.
+    rows: slots of the window that hold a row; a reader that finds another number reads a damaged ring.
+    first_slot: the entity's first slot ever; earlier slots of the window are not gaps.
+    """
+
+    v: Literal[1] = 1
+    entity: str
+    family: str
+    interval_ms: int
+    end_slot: int
+    length: int
+    new_slots: int
+    final_delay: int
+    rows: int
+    first_slot: int
+    source: SourceRange
+
+
+class ModelRef(msgspec.Struct, frozen=True):
+    """Which checkpoint made a score."""
+
+    name: str
+    version: str
+
+
+class ChannelEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What one channel did where the score peaked. share: its part of the score, 0 to 1. low, high: the normal band."""
+
+    channel: str
+    share: float
+    observed: float | None
+    expected: float
+    low: float
+    high: float
+
+
+class ScoreBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """Scores of consecutive slots of one entity, from `start_slot` on; null where the slot has no row (a gap).
+
+    Every slot appears in exactly one provisional and, `final_delay` slots later, in exactly one final block.
+    """
+
+    v: Literal[1] = 1
+    entity: str
+    family: str
+    stage: Stage
+    start_slot: int
+    ts_ms: int
+    interval_ms: int
+    scores: list[float | None]
+    p_values: list[float | None]
+    preds: list[bool]
+    threshold: float
+    channels: list[ChannelEvidence]
+    model: ModelRef
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of one anomalous episode of one entity: the payload of a CloudEvent.
+
+    episode_id stays the same from firing to resolved; revision counts the messages of an episode from 0.
+    rests_on: whether the deciding score was provisional or final. threshold: in units of the score.
+    """
+
+    v: Literal[1] = 1
+    state: AlertState
+    episode_id: str
+    revision: int
+    entity: str
+    family: str
+    severity: Severity
+    summary: str
+    starts_at_ms: int
+    ends_at_ms: int | None
+    observed_at_ms: int
+    rests_on: Stage
+    score: float
+    threshold: float
+    p_value: float
+    channels: list[ChannelEvidence]
+    model: ModelRef
+    window_start_ms: int
+    window_end_ms: int
+    missing_fraction: float
+    source: SourceRange
+
+    @property
+    def id(self) -> str:
+        """The deterministic identity of this message: equal ids are duplicates."""
+        return str(uuid.uuid5(uuid.UUID(self.episode_id), f"{self.state}/{self.revision}"))
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a record was refused; the record's own bytes are the message's value, this goes into its headers."""
+
+    reason: str
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    size: int
+    truncated: bool
+
+
+def episode_id(deployment: str, entity: str, start_slot: int) -> str:
+    """Name an episode by where it began, so that a replay names it the same."""
+    return str(uuid.uuid5(_ALERT_NAMESPACE, f"{deployment}\n{entity}\n{start_slot}"))
+
+
+def cloud_event_headers(alert: Alert, deployment: str) -> list[tuple[str, bytes]]:
+    """Return the Kafka headers of an alert in CloudEvents 1.0 binary mode (Kafka protocol binding, section 3.2)."""
+    attributes = {
+        "ce_specversion": "1.0",
+        "ce_id": alert.id,
+        "ce_source": f"/{deployment}/worker",
+        "ce_type": f"telltale.alert.{alert.state}.v1",
+        "ce_subject": alert.entity,
+        "ce_time": datetime.fromtimestamp(alert.observed_at_ms / 1000, UTC).isoformat(timespec="milliseconds"),
+        "content-type": "application/json",
+    }
+    return [(name, value.encode()) for name, value in attributes.items()]
+
+
+def check_entity(entity: str) -> str:
+    """Return the entity's name if it may be used as a key; raise ContractError otherwise."""
+    if not 1 <= len(entity) <= MAX_ENTITY_LENGTH:
+        raise ContractError("entity", f"entity wants 1 to {MAX_ENTITY_LENGTH} characters, got {len(entity)}")
+    if not _ENTITY.fullmatch(entity):
+        raise ContractError("entity", f"entity wants letters, digits and . _ : / @ - between them, got {entity!r}")
+    return entity

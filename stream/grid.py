@@ -1,0 +1,79 @@
+"""The event-time grid: slots, window geometry and hop boundaries. Knows no clock, no broker, no values.
+
+A slot is `round(ts_ms / interval_ms)`. Windows of a family end at slots `e` with `(e + 1) % hop == 0`, whatever
+the entity and whenever it started, so that a replay cuts the same windows.
+"""
+
+import msgspec
+
+from stream.errors import ContractError
+
+# 2000-01-01 and 2100-01-01: a time stamp outside is in another unit or from a reset clock.
+MIN_TS_MS = 946_684_800_000
+MAX_TS_MS = 4_102_444_800_000
+
+
+class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How windows lie on the grid; all in slots.
+
+    length: L, rows the model sees. hop: new rows between two windows. lateness: how far a row may lag behind the
+    entity's newest one and still count. final_delay: d, how many slots after its own a score becomes final.
+    slack: rows the ring keeps beyond L, the room in which the windower may run ahead of the worker.
+    """
+
+    length: int = 512
+    hop: int = 64
+    lateness: int = 0
+    final_delay: int = 100
+    slack: int = 1024
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming every inconsistency."""
+        problems = [
+            text
+            for bad, text in (
+                (self.length < 8, f"length wants at least 8 slots, got {self.length}"),
+                (not 1 <= self.hop <= self.length, f"hop wants 1 to length ({self.length}), got {self.hop}"),
+                (self.lateness < 0, f"lateness wants 0 or more slots, got {self.lateness}"),
+                (self.final_delay < 0, f"final_delay wants 0 or more slots, got {self.final_delay}"),
+                (
+                    self.hop + self.final_delay > self.length,
+                    f"hop + final_delay ({self.hop} + {self.final_delay}) must fit into length ({self.length})",
+                ),
+                (
+                    self.slack < self.hop + self.lateness,
+                    f"slack wants at least hop + lateness ({self.hop + self.lateness}), got {self.slack}",
+                ),
+            )
+            if bad
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def capacity(self) -> int:
+        """Rows the ring holds."""
+        return self.length + self.slack
+
+    def last_boundary(self, watermark: int) -> int:
+        """Return the newest window end the watermark has passed: the largest e <= it with (e + 1) % hop == 0."""
+        return (watermark + 1) // self.hop * self.hop - 1
+
+
+def slot_of(ts_ms: int, interval_ms: int) -> int:
+    """Return the slot of a time stamp: `round(ts_ms / interval_ms)`, halves up.
+
+    Raises ContractError for a time stamp outside the years 2000 to 2100, which is one in another unit.
+    """
+    if not MIN_TS_MS <= ts_ms < MAX_TS_MS:
+        raise ContractError(
+            "timestamp", f"ts wants milliseconds since 1970 between 2000 and 2100, got {ts_ms}{_unit_hint(ts_ms)}"
+        )
+    return (2 * ts_ms + interval_ms) // (2 * interval_ms)
+
+
+def _unit_hint(ts_ms: int) -> str:
+    for unit, factor in (("seconds", 1000), ("microseconds", 1e-3), ("nanoseconds", 1e-6)):
+        if MIN_TS_MS <= ts_ms * factor < MAX_TS_MS:
+            return f" (it looks like {unit})"
+    return ""

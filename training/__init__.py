@@ -1,0 +1,1 @@
+"""Makes and measures checkpoints: datasets, training loop, calibration, metrics, evaluation."""
