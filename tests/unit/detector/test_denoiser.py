@@ -1,0 +1,104 @@
+import pytest
+import torch
+from torch import Tensor
+
+from detector.denoiser import UNSEEN_ENTITY, Denoiser
+from detector.manifest import DenoiserConfig
+
+
+def config(**changes: object) -> DenoiserConfig:
+    fields = {"numeric": 2, "commands": 3, "entities": 4, "layers": 3, "width": 8, "state": 8} | changes
+    return DenoiserConfig(**fields)  # type: ignore[arg-type]
+
+
+def network(**changes: object) -> Denoiser:
+    """Build a network whose output is not zero."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(config(**changes))
+    torch.nn.init.normal_(denoiser.output.weight)
+    return denoiser.eval()
+
+
+def windows(batch: int = 5, length: int = 40) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    valid = (torch.rand(batch, 2, length, generator=generator) > 0.2).float()
+    x_t = torch.randn(batch, 2, length, generator=generator) * valid
+    commands = torch.randint(-1, 2, (batch, 3, length), generator=generator).float()
+    return x_t, valid, torch.arange(1, batch + 1), commands, torch.arange(batch) % 5
+
+
+def predict(
+    denoiser: Denoiser, x_t: Tensor, valid: Tensor, timestep: Tensor, commands: Tensor, entity: Tensor
+) -> Tensor:
+    with torch.no_grad():
+        return denoiser(x_t, valid, timestep, denoiser.encode_condition(commands, entity))
+
+
+def test_the_untrained_network_predicts_zero() -> None:
+    torch.manual_seed(0)
+    assert predict(Denoiser(config()), *windows()).abs().max() == 0
+
+
+def test_a_batch_is_its_windows_one_by_one() -> None:
+    denoiser, inputs = network(), windows()
+    together = predict(denoiser, *inputs)
+    apart = torch.cat([predict(denoiser, *(tensor[i : i + 1] for tensor in inputs)) for i in range(5)])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+
+
+def test_starts_stacked_on_the_batch_axis_are_starts_one_by_one() -> None:
+    denoiser = network()
+    x_t, valid, _, commands, entity = windows()
+    condition = denoiser.encode_condition(commands, entity)
+    starts = [torch.full((5,), start) for start in (5, 20, 60)]
+    stacked = denoiser(x_t.repeat(3, 1, 1), valid.repeat(3, 1, 1), torch.cat(starts), condition)
+    apart = torch.cat([denoiser(x_t, valid, start, condition) for start in starts])
+    torch.testing.assert_close(stacked, apart, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changed", ["x_t", "valid", "timestep", "commands", "entity"])
+def test_every_input_matters(changed: str) -> None:
+    denoiser, inputs = network(), windows()
+    index = ["x_t", "valid", "timestep", "commands", "entity"].index(changed)
+    other = list(inputs)
+    other[index] = (inputs[index] + 1) % 5 if changed == "entity" else inputs[index] + 1
+    assert (predict(denoiser, *inputs) - predict(denoiser, *other)).abs().amax((1, 2)).min() > 1e-4
+
+
+@pytest.mark.parametrize("changes", [{"use_commands": False}, {"commands": 0}])
+def test_commands_switched_off_do_not_matter(changes: dict[str, object]) -> None:
+    denoiser, (x_t, valid, timestep, commands, entity) = network(**changes), windows()
+    torch.testing.assert_close(
+        predict(denoiser, x_t, valid, timestep, commands, entity),
+        predict(denoiser, x_t, valid, timestep, -commands, entity),
+    )
+
+
+def test_the_entity_switched_off_is_the_unseen_one() -> None:
+    denoiser, (x_t, valid, timestep, commands, entity) = network(use_entity=False), windows()
+    torch.testing.assert_close(
+        predict(denoiser, x_t, valid, timestep, commands, entity),
+        predict(denoiser, x_t, valid, timestep, commands, torch.full_like(entity, UNSEEN_ENTITY)),
+    )
+
+
+def test_every_slot_sees_the_whole_window_both_ways() -> None:
+    denoiser, (x_t, valid, timestep, commands, entity) = network(), windows()
+    x_t.requires_grad_()
+    denoiser(x_t, valid, timestep, denoiser.encode_condition(commands, entity))[..., 20].sum().backward()
+    assert x_t.grad is not None
+    assert (x_t.grad.abs().sum((0, 1)) > 0).all()
+
+
+def test_prepared_network_is_the_plain_one() -> None:
+    denoiser, inputs = network(), windows()
+    plain = predict(denoiser, *inputs)
+    denoiser.prepare(40)
+    torch.testing.assert_close(predict(denoiser, *inputs), plain, atol=0, rtol=0)
+
+
+def test_every_parameter_is_trained() -> None:
+    denoiser = network().train()
+    x_t, valid, timestep, commands, entity = windows()
+    denoiser(x_t, valid, timestep, denoiser.encode_condition(commands, entity)).square().sum().backward()
+    assert [name for name, parameter in denoiser.named_parameters() if parameter.grad is None] == []
