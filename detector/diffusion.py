@@ -4,7 +4,6 @@ Timesteps are the paper's: 1 is the least noisy, T the noisiest, 0 the clean win
 and drops the bar in its algorithms; these are the corrected forms of Ho et al. 2020.
 """
 
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -44,17 +43,16 @@ class NoiseSchedule(nn.Module):
         return (x_t - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
 
 
-def ddim(schedule: NoiseSchedule, denoise: Denoise, x_t: Tensor, start: int, steps: int) -> Tensor:
-    """Return x0 by at most `steps` deterministic network calls (Song et al. 2021, Eq. 12 with eta = 0).
+def ddim(schedule: NoiseSchedule, denoise: Denoise, x_t: Tensor, start: Tensor, steps: int) -> Tensor:
+    """Return x0 by `steps` deterministic network calls (Song et al. 2021, Eq. 12 with eta = 0).
 
-    With one call it is the direct prediction of x0 from the start timestep.
+    start: (B,) int64, every window may start from a timestep of its own. With one call it is the direct prediction of
+    x0 from the start timestep.
     """
-    timesteps = sorted({round(start * step / steps) for step in range(steps + 1)}, reverse=True)
-    for current, following in itertools.pairwise(timesteps):
-        timestep = torch.full((len(x_t),), current, device=x_t.device)
+    for remaining in range(steps, 0, -1):
+        timestep, following = (_rounded_up(start * left, steps) for left in (remaining, remaining - 1))
         noise = denoise(x_t, timestep)
-        x0 = schedule.predict_x0(x_t, timestep, noise)
-        x_t = schedule.q_sample(x0, torch.full_like(timestep, following), noise)
+        x_t = schedule.q_sample(schedule.predict_x0(x_t, timestep, noise), following, noise)
     return x_t
 
 
@@ -70,3 +68,7 @@ def ancestral(schedule: NoiseSchedule, denoise: Denoise, x_t: Tensor, start: int
         if current > 1:
             x_t = x_t + beta.sqrt() * noise[start - current]
     return x_t
+
+
+def _rounded_up(dividend: Tensor, divisor: int) -> Tensor:
+    return (dividend + divisor - 1) // divisor

@@ -1,0 +1,259 @@
+"""The reconstruction engine: windows of raw telemetry in, scores and explanation out. Knows no file and no broker.
+
+What a window gets does not depend on the other windows of its batch. `Detector.score` is the fast path;
+`Detector.score_plainly` is the reference it is tested against.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detector.denoiser import Denoiser
+from detector.diffusion import NoiseSchedule, ddim
+from detector.manifest import EntityCalibration, Manifest
+from detector.noise import slot_noise
+from detector.scoring import average_residual, smooth, smoothing_weights, top_channels
+
+# The network sees at most this many scaled units; training data lies within 1. What it is compared with is the true
+# value, so a larger deviation always gives a larger residual.
+INPUT_LIMIT = 3.0
+# Far beyond any sensor, yet its residual stays finite in float32 when it is divided by scale and summed over a window.
+VALUE_LIMIT = 1e9
+# Network runs in one pass (windows times starts): few enough for activations to stay in a core's cache.
+RUNS_PER_PASS = 48
+# Mean plus standard deviation of |e| for normal e of standard deviation 1: sqrt(2 / pi) + sqrt(1 - 2 / pi).
+_SCALE_PER_SIGMA = 1.4007
+
+
+@dataclass(frozen=True, eq=False)
+class WindowBatch:
+    """Windows to score. values: (B, C_all, L) float32, raw units, channels in manifest order, NaN = missing.
+
+    Position j of a window is slot `end_slot - L + 1 + j`.
+    """
+
+    entities: Sequence[str]
+    end_slots: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class WindowScores:
+    """What the detector says of windows, float32. NaN scores mark slots without any present numeric channel.
+
+    provisional, final: (B, L); final is final only for slots whose `final_delay` later slots are inside the window.
+    residual: (B, C, L), over scale and averaged over starts, 0 where missing. expected: (B, C, L), raw units.
+    band: (B, C, L), raw units, half-width of the normal band around expected. C: numeric channels only.
+    """
+
+    provisional: NDArray[np.float32]
+    final: NDArray[np.float32]
+    residual: NDArray[np.float32]
+    expected: NDArray[np.float32]
+    band: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Windows in the network's terms: x, valid (B, C, L), commands (B, K, L), entity (B,), noise (S, B, C, L)."""
+
+    x: Tensor
+    valid: Tensor
+    commands: Tensor
+    row: Tensor
+    entity: Tensor
+    noise: Tensor
+
+    def x_in(self) -> Tensor:
+        """Return what the network may see of x."""
+        return self.x.clamp(-INPUT_LIMIT, INPUT_LIMIT)
+
+
+class Detector:
+    """A checkpoint in memory, ready to score windows of `manifest.geometry.length` slots."""
+
+    def __init__(self, manifest: Manifest, weights: dict[str, Tensor], device: str = "cpu") -> None:
+        """Build the network from the manifest and cache its kernels. Raises RuntimeError if the weights don't fit."""
+        self.manifest = manifest
+        self.device = torch.device(device)
+        config = manifest.denoiser
+        self.denoiser = Denoiser(config)
+        self.denoiser.load_state_dict(weights)
+        self.denoiser.to(self.device).eval()
+        self.denoiser.prepare(manifest.geometry.length)
+        self.schedule = NoiseSchedule(config.timesteps, config.beta_first, config.beta_last).to(self.device)
+        self._calibration = CalibrationTable(manifest, self.device)
+        kinds = [channel.kind for channel in manifest.channels]
+        self._numeric = [i for i, kind in enumerate(kinds) if kind == "numeric"]
+        self._commands = [i for i, kind in enumerate(kinds) if kind == "command"]
+        self._starts = torch.tensor(manifest.scoring.starts, device=self.device)
+        length, delay = manifest.geometry.length, manifest.geometry.final_delay
+        self._provisional = smoothing_weights(manifest.scoring, length, 0).to(self.device)
+        self._final = smoothing_weights(manifest.scoring, length, delay).to(self.device)
+
+    def score(self, windows: WindowBatch) -> WindowScores:
+        """Score windows; see `WindowScores`. Raises ValueError on a wrong shape, FloatingPointError on a NaN score."""
+        chunk = max(1, RUNS_PER_PASS // len(self._starts))
+        return self._score(windows, chunk, self._reconstruct)
+
+    def score_plainly(self, windows: WindowBatch) -> WindowScores:
+        """Score as `score` does, window by window, start by start, with kernels built anew in every call."""
+        plain = Denoiser(self.manifest.denoiser).to(self.device).eval()
+        plain.load_state_dict(self.denoiser.state_dict())
+        return self._score(windows, 1, lambda inputs: self._reconstruct_plainly(plain, inputs))
+
+    @torch.inference_mode()
+    def reconstruct(self, windows: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return x (B, C, L), NaN where missing, and its reconstructions (S, B, C, L), in scaled units."""
+        self._check(windows)
+        chunk = max(1, RUNS_PER_PASS // len(self._starts))
+        parts = [self._inputs(part) for part in _chunks(windows, chunk)]
+        expected = torch.cat([self._reconstruct(part) for part in parts], 1)
+        x = torch.cat([part.x.where(part.valid, torch.nan) for part in parts])
+        return x.cpu().numpy(), expected.cpu().numpy()
+
+    @torch.inference_mode()
+    def _score(self, windows: WindowBatch, chunk: int, reconstruct: Callable[[Inputs], Tensor]) -> WindowScores:
+        self._check(windows)
+        parts = [self._score_part(part, reconstruct) for part in _chunks(windows, chunk)]
+        scores = WindowScores(*(torch.cat(field).cpu().numpy() for field in zip(*parts, strict=True)))
+        _refuse_non_finite(windows, scores, self._numeric)
+        return scores
+
+    def _check(self, windows: WindowBatch) -> None:
+        wanted = (len(windows.entities), len(self.manifest.channels), self.manifest.geometry.length)
+        if windows.values.shape != wanted or windows.end_slots.shape != wanted[:1]:
+            raise ValueError(
+                f"windows want values {wanted} and as many end slots as entities, "
+                f"got values {windows.values.shape} and end slots {windows.end_slots.shape}"
+            )
+
+    def _inputs(self, windows: WindowBatch) -> Inputs:
+        row = self._calibration.rows(windows.entities)
+        values = torch.from_numpy(windows.values[:, self._numeric]).to(self.device)  # (B, C, L)
+        valid = ~values.isnan()
+        x = self._calibration.scale_values(values, row).where(valid, 0)
+        commands = torch.from_numpy(windows.values[:, self._commands]).to(self.device)
+        commands = (2 * commands - 1).clamp(-1, 1).where(~commands.isnan(), 0)  # (B, K, L)
+        return Inputs(x, valid, commands, row, self._calibration.index[row], self._noise(windows))
+
+    def _noise(self, windows: WindowBatch) -> Tensor:
+        scoring = self.manifest.scoring
+        slots = windows.end_slots[:, None] + np.arange(1 - self.manifest.geometry.length, 1)
+        draws = [
+            slot_noise(windows.entities, slots, len(self._numeric), start, scoring.noise_seed)
+            for start in scoring.starts
+        ]
+        return torch.from_numpy(np.stack(draws)).to(self.device)  # (S, B, C, L)
+
+    def _reconstruct(self, inputs: Inputs) -> Tensor:
+        """Return x0 from every start, (S, B, C, L); the condition is encoded once, the starts share each pass."""
+        starts, batch = len(self._starts), len(inputs.x)
+        condition = self.denoiser.encode_condition(inputs.commands, inputs.entity)
+        valid = inputs.valid.float().repeat(starts, 1, 1)  # (S B, C, L)
+        start = self._starts.repeat_interleave(batch)  # (S B,)
+        x_t = self.schedule.q_sample(inputs.x_in().repeat(starts, 1, 1), start, inputs.noise.flatten(0, 1))
+
+        def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
+            return self.denoiser(x_t * valid, valid, timestep, condition)  # type: ignore[no-any-return]
+
+        x0 = ddim(self.schedule, denoise, x_t, start, self.manifest.scoring.sampler_steps)
+        return x0.view(starts, *inputs.x.shape).clamp(-INPUT_LIMIT, INPUT_LIMIT)
+
+    def _reconstruct_plainly(self, plain: Denoiser, inputs: Inputs) -> Tensor:
+        valid = inputs.valid.float()
+        found = []
+        for start, noise in zip(self.manifest.scoring.starts, inputs.noise, strict=True):
+
+            def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
+                condition = plain.encode_condition(inputs.commands, inputs.entity)
+                return plain(x_t * valid, valid, timestep, condition)  # type: ignore[no-any-return]
+
+            timestep = torch.full((len(inputs.x),), start, device=self.device)
+            x_t = self.schedule.q_sample(inputs.x_in(), timestep, noise)
+            found.append(ddim(self.schedule, denoise, x_t, timestep, self.manifest.scoring.sampler_steps))
+        return torch.stack(found).clamp(-INPUT_LIMIT, INPUT_LIMIT)
+
+    def _score_part(self, windows: WindowBatch, reconstruct: Callable[[Inputs], Tensor]) -> tuple[Tensor, ...]:
+        inputs = self._inputs(windows)
+        expected = reconstruct(inputs)  # (S, B, C, L)
+        scale = self._calibration.residual_scale[:, inputs.row]  # (S, B, C)
+        residual = average_residual(inputs.x, expected, scale) * inputs.valid  # (B, C, L)
+        combined = top_channels(residual, inputs.valid, self.manifest.scoring.top_channels)  # (B, L)
+        present = inputs.valid.any(1)
+        provisional, final = (smooth(combined, present, weights) for weights in (self._provisional, self._final))
+        band = self._band(expected, scale)
+        to_raw = self._calibration
+        return (
+            provisional,
+            final,
+            residual,
+            to_raw.raw(expected.mean(0), inputs.row),
+            to_raw.raw_width(band, inputs.row),
+        )
+
+    def _band(self, expected: Tensor, scale: Tensor) -> Tensor:
+        """Combine the usual residual with the spread over starts: half-width (B, C, L), scaled units."""
+        usual = scale.mean(0)[..., None] / _SCALE_PER_SIGMA
+        spread = expected.var(0, correction=0)
+        return self.manifest.scoring.sigmas * (usual.square() + spread).sqrt()
+
+
+class CalibrationTable:
+    """The entities' calibrations as tensors, row 0 for entities that training never saw."""
+
+    def __init__(self, manifest: Manifest, device: torch.device) -> None:
+        """Stack the calibrations of the manifest."""
+        entries = [manifest.unseen, *manifest.entities]
+        self._row_of = {entry.name: row for row, entry in enumerate(entries) if row}
+        self._device = device
+        self.index = torch.tensor([entry.index for entry in entries], device=device)  # (E + 1,)
+        self.residual_scale = _stack(entries, lambda entry: entry.residual_scale, device).transpose(
+            0, 1
+        )  # (S, E + 1, C)
+        self.minimum = _stack(entries, lambda entry: entry.minimum, device)[..., None]  # (E + 1, C, 1)
+        self.half_range = (_stack(entries, lambda entry: entry.maximum, device)[..., None] - self.minimum) / 2
+
+    def rows(self, entities: Sequence[str]) -> Tensor:
+        """Look the entities up, (B,)."""
+        return torch.tensor(
+            [self._row_of.get(entity, 0) for entity in entities], dtype=torch.int64, device=self._device
+        )
+
+    def scale_values(self, values: Tensor, row: Tensor) -> Tensor:
+        """Map raw values (B, C, L) so that the training range becomes [-1, 1]; infinities become VALUE_LIMIT."""
+        scaled = (values - self.minimum[row]) / self.half_range[row] - 1
+        return scaled.clamp(-VALUE_LIMIT, VALUE_LIMIT)
+
+    def raw(self, scaled: Tensor, row: Tensor) -> Tensor:
+        """Undo `scale_values`."""
+        return (scaled + 1) * self.half_range[row] + self.minimum[row]
+
+    def raw_width(self, scaled: Tensor, row: Tensor) -> Tensor:
+        """Map a difference of scaled values to raw units."""
+        return scaled * self.half_range[row]
+
+
+def _stack(
+    entries: Sequence[EntityCalibration], field: Callable[[EntityCalibration], object], device: torch.device
+) -> Tensor:
+    return torch.tensor([field(entry) for entry in entries], dtype=torch.float32, device=device)
+
+
+def _chunks(windows: WindowBatch, size: int) -> list[WindowBatch]:
+    starts = range(0, max(len(windows.entities), 1), size)
+    cuts = [slice(start, start + size) for start in starts]
+    return [WindowBatch(windows.entities[cut], windows.end_slots[cut], windows.values[cut]) for cut in cuts]
+
+
+def _refuse_non_finite(windows: WindowBatch, scores: WindowScores, numeric: list[int]) -> None:
+    present = ~np.isnan(windows.values[:, numeric]).all(1)  # (B, L)
+    broken = present & ~(np.isfinite(scores.provisional) & np.isfinite(scores.final))
+    if broken.any():
+        window, position = np.argwhere(broken)[0]
+        slot = windows.end_slots[window] - broken.shape[1] + 1 + position
+        raise FloatingPointError(f"score of {windows.entities[window]} at slot {slot} is not finite")

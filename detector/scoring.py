@@ -1,0 +1,55 @@
+"""From reconstruction to score: residuals over scale, channels combined, smoothed by eq. 5. Knows no network.
+
+Scaled units are the entity's training range mapped to [-1, 1].
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detector.manifest import ScoringConfig
+
+SMOOTHING: dict[str, Callable[[int], NDArray[np.float64]]] = {
+    "hanning": np.hanning,
+    "hamming": np.hamming,
+    "bartlett": np.bartlett,
+}
+
+
+def average_residual(x: Tensor, expected: Tensor, scale: Tensor) -> Tensor:
+    """Return |x - expected| over scale, averaged over starts: (B, C, L).
+
+    x: (B, C, L). expected: (S, B, C, L). scale: (S, B, C), all in scaled units.
+    """
+    return ((x - expected).abs() / scale[..., None]).mean(0)
+
+
+def top_channels(residual: Tensor, valid: Tensor, count: int) -> Tensor:
+    """Average the `count` largest residuals of a slot's present channels, or all where fewer are present.
+
+    residual, valid: (B, C, L), valid is boolean. Returns (B, L), 0 where no channel is present.
+    """
+    largest = residual.where(valid, -1).topk(min(count, residual.shape[1]), dim=1).values  # (B, k, L)
+    found = largest >= 0
+    return (largest * found).sum(1) / found.sum(1).clamp(min=1)
+
+
+def smoothing_weights(config: ScoringConfig, length: int, lookahead: int) -> Tensor:
+    """Return the weight (L, L) of slot i's residual in slot j's score: c(i - j) of eq. 5, zero beyond `lookahead`.
+
+    The smoothing kernel reaches half its size back. Hanning and Bartlett kernels are zero at their ends.
+    """
+    reach = config.smoothing_size // 2
+    kernel = torch.from_numpy(SMOOTHING[config.smoothing](2 * reach + 1)).float()
+    lag = torch.arange(length)[:, None] - torch.arange(length)
+    inside = (lag >= -reach) & (lag <= min(reach, lookahead))
+    return kernel[(lag + reach).clamp(0, 2 * reach)] * inside
+
+
+def smooth(residual: Tensor, present: Tensor, weights: Tensor) -> Tensor:
+    """Average residuals (B, L) by weight over present slots; NaN where the slot itself is absent."""
+    total = (residual * present) @ weights
+    return (total / (present.float() @ weights)).where(present, torch.nan)

@@ -1,0 +1,90 @@
+"""Manifests and windows made up for tests: a detector of the real shape with random weights."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detector.denoiser import Denoiser
+from detector.engine import WindowBatch
+from detector.manifest import (
+    Channel,
+    DenoiserConfig,
+    EntityCalibration,
+    Manifest,
+    Moments,
+    ScoringConfig,
+    Tail,
+    TrainingRecord,
+)
+from stream.grid import Geometry
+
+
+def untrained(
+    *,
+    numeric: int = 2,
+    commands: int = 3,
+    entities: tuple[str, ...] = ("P-1", "M-6"),
+    geometry: Geometry | None = None,
+    scoring: ScoringConfig | None = None,
+    denoiser: DenoiserConfig | None = None,
+    seed: int = 0,
+) -> tuple[Manifest, dict[str, Tensor]]:
+    """Return a manifest and weights that fit it; every entity gets another calibration."""
+    scoring = scoring or ScoringConfig(smoothing_size=31)
+    denoiser = denoiser or DenoiserConfig(
+        numeric=numeric, commands=commands, entities=len(entities), layers=2, width=8, state=8
+    )
+    channels = [Channel(f"m{i}", "numeric") for i in range(numeric)]
+    channels[1:1] = [Channel(f"c{i}", "command") for i in range(commands)]
+    manifest = Manifest(
+        name="test",
+        version="1",
+        created_ms=0,
+        interval_ms=1000,
+        geometry=geometry or Geometry(length=96, hop=16, final_delay=20, slack=64),
+        channels=channels,
+        denoiser=denoiser,
+        scoring=scoring,
+        entities=[_calibration(name, i + 1, numeric, scoring) for i, name in enumerate(entities)],
+        unseen=_calibration("", 0, numeric, scoring),
+        provisional_tail=Tail([0.5, 0.9, 0.99, 0.999], [0.0, 1.0, 3.0, 5.0]),
+        final_tail=Tail([0.5, 0.9, 0.99, 0.999], [0.0, 1.0, 3.0, 5.0]),
+        training=TrainingRecord(
+            preset="small", seed=seed, minutes=0, train_steps=0, rows=0, data_sha256="0" * 64, metrics={}
+        ),
+    )
+    return manifest, random_weights(denoiser, seed)
+
+
+def random_weights(config: DenoiserConfig, seed: int = 0) -> dict[str, Tensor]:
+    """Draw weights of a network whose output is not zero, leaving torch's global generator as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = Denoiser(config)
+        torch.nn.init.normal_(network.output.weight, std=0.3)
+        return network.state_dict()
+
+
+def random_windows(manifest: Manifest, entities: list[str], *, missing: float = 0.1, seed: int = 0) -> WindowBatch:
+    """Draw windows within the training range, with single values and whole rows missing."""
+    generator = np.random.default_rng(seed)
+    shape = (len(entities), len(manifest.channels), manifest.geometry.length)
+    values = generator.uniform(0, 2, shape).astype(np.float32)
+    command = [channel.kind == "command" for channel in manifest.channels]
+    values[:, command] = values[:, command] > 1
+    values[generator.random(shape) < missing] = np.nan
+    values.transpose(0, 2, 1)[generator.random((shape[0], shape[2])) < missing / 2] = np.nan
+    end_slots = generator.integers(10**9, 2 * 10**9, len(entities)) // manifest.geometry.hop * manifest.geometry.hop - 1
+    return WindowBatch(entities, end_slots, values)
+
+
+def _calibration(name: str, index: int, numeric: int, scoring: ScoringConfig) -> EntityCalibration:
+    return EntityCalibration(
+        name=name,
+        index=index,
+        minimum=[-0.5 * index - 0.1 * channel for channel in range(numeric)],
+        maximum=[2.0 + 0.3 * index + 0.1 * channel for channel in range(numeric)],
+        residual_scale=[[0.1 + 0.02 * index + 0.001 * start] * numeric for start in scoring.starts],
+        provisional=Moments(1000, 1.0, 0.25),
+        final=Moments(1000, 1.0, 0.2),
+    )
