@@ -1,0 +1,118 @@
+"""Durable writes and guarded reads on any pyarrow filesystem. Knows no checkpoint, only names and bytes.
+
+A local disk has links, fsync and atomic rename; an object store has none of them, but puts a file whole or not at all.
+"""
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from pyarrow import fs
+
+from stream.errors import CheckpointError
+
+
+def local_path(filesystem: fs.FileSystem, path: str) -> Path | None:
+    """Return the path on the local disk; None for anything else."""
+    if isinstance(filesystem, fs.SubTreeFileSystem):
+        return local_path(filesystem.base_fs, f"{filesystem.base_path.rstrip('/')}/{path}")
+    return Path(path) if isinstance(filesystem, fs.LocalFileSystem) else None
+
+
+def write_folder(filesystem: fs.FileSystem, path: str, contents: dict[str, bytes]) -> None:
+    """Write a new folder of files; the last of them is what makes it complete.
+
+    On a local disk nobody sees the folder before all of it is synced. Raises FileExistsError for a taken path.
+    """
+    folder = local_path(filesystem, path)
+    if folder is None:
+        _write_objects(filesystem, path, contents)
+    else:
+        _write_and_rename(folder, contents)
+
+
+def replace_file(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+    """Put a file in place of what is there: readers see the old one or the new one, also after a power cut."""
+    target = local_path(filesystem, path)
+    if target is None:
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+        return
+    partial = _partial(target)
+    try:
+        _write_synced(partial, data)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def read_file(filesystem: fs.FileSystem, path: str, max_bytes: int) -> bytes:
+    """Read a plain file of at most so many bytes.
+
+    Raises FileNotFoundError if there is none, CheckpointError for a link, a folder or a larger file.
+    """
+    local = local_path(filesystem, path)
+    if local is not None and local.is_symlink():
+        raise CheckpointError(f"{path} is a symbolic link, wanted a plain file")
+    info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        raise FileNotFoundError(f"{path} is missing")
+    if info.type != fs.FileType.File:
+        raise CheckpointError(f"{path} is no file")
+    if info.size > max_bytes:
+        raise CheckpointError(f"{path} has {info.size} bytes, allowed are {max_bytes}")
+    with filesystem.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def _write_and_rename(folder: Path, contents: dict[str, bytes]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(folder)
+    try:
+        partial.mkdir()
+        for name, data in contents.items():
+            _write_synced(partial / name, data)
+        _sync_folder(partial)
+        _rename_to_new(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _sync_folder(folder.parent)
+
+
+def _rename_to_new(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)  # fails on a folder that isn't empty, so of two writers one wins
+    except OSError as error:
+        if folder.exists():
+            raise FileExistsError(f"{folder} is there already and is never overwritten") from error
+        raise
+
+
+def _write_objects(filesystem: fs.FileSystem, path: str, contents: dict[str, bytes]) -> None:
+    if filesystem.get_file_info(path).type != fs.FileType.NotFound:
+        raise FileExistsError(f"{path} is there already and is never overwritten")
+    filesystem.create_dir(path, recursive=True)
+    for name, data in contents.items():
+        with filesystem.open_output_stream(f"{path}/{name}") as stream:
+            stream.write(data)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
