@@ -1,0 +1,74 @@
+"""Kafka and Redis for the tests: those named in the environment, else containers, else the local stack; never none."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from deploy.local_stack import LocalStack
+from tests.containers import docker_answers, kafka_container, redis_container
+
+
+@pytest.fixture(scope="session")
+def _shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    stack = LocalStack(tmp_path_factory.mktemp("stack"))
+    yield stack
+    stack.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Address of a broker that all tests share: make topics under `topic_prefix`, don't restart it."""
+    with ExitStack() as cleanup:
+        given = os.environ.get("TELLTALE_KAFKA__BOOTSTRAP")
+        if given:
+            yield given
+        elif docker_answers():
+            yield cleanup.enter_context(kafka_container())
+        else:
+            yield request.getfixturevalue("_shared_stack").start_kafka()
+
+
+@pytest.fixture(scope="session")
+def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Address of a Redis server that all tests share: keep to keys under `redis_prefix`, never flush it."""
+    with ExitStack() as cleanup:
+        given = os.environ.get("TELLTALE_REDIS__URL")
+        if given:
+            yield given
+        elif docker_answers():
+            yield cleanup.enter_context(redis_container())
+        else:
+            yield request.getfixturevalue("_shared_stack").start_redis()
+
+
+@pytest.fixture(scope="module")
+def fault_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """Return a stack of this module's own that is not started yet: kill, restart and flush it as you like."""
+    stack = LocalStack(tmp_path_factory.mktemp("fault-stack"))
+    yield stack
+    stack.stop()
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """Return a prefix for topics, groups and transactional ids that no other test uses."""
+    return f"t{uuid.uuid4().hex[:12]}."
+
+
+@pytest.fixture
+def redis_prefix() -> str:
+    """Return a prefix for keys that no other test uses."""
+    return f"t{uuid.uuid4().hex[:12]}:"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Return the folder of the public data sets, for the tests that are about real telemetry."""
+    given = os.environ.get("TELLTALE_DATA")
+    if not given:
+        pytest.fail("this test wants real telemetry: set TELLTALE_DATA to the folder with MSL_train.parquet")
+    return Path(given)
