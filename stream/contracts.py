@@ -44,7 +44,9 @@ class WindowNotice(msgspec.Struct, frozen=True, kw_only=True):
 
     new_slots: slots since the previous notice of the entity, so that notices cover every slot.
     rows: slots of the window that hold a row; a reader that finds another number reads a damaged ring.
-    first_slot: the entity's first slot ever; earlier slots of the window are not gaps.
+    ring: names the ring within the entity. first_slot: the first slot of this life of the entity; earlier slots are
+    not gaps. gap_slots: slots of silence before this life, told once, in its first notice.
+    trigger_ms: Kafka time stamp of the record that made the window final.
     """
 
     v: Literal[1] = 1
@@ -56,8 +58,11 @@ class WindowNotice(msgspec.Struct, frozen=True, kw_only=True):
     new_slots: int
     final_delay: int
     rows: int
+    ring: int
     first_slot: int
+    gap_slots: int = 0
     source: SourceRange
+    trigger_ms: int
 
 
 class ModelRef(msgspec.Struct, frozen=True):

@@ -34,6 +34,10 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             for bad, text in (
                 (self.length < 8, f"length wants at least 8 slots, got {self.length}"),
                 (not 1 <= self.hop <= self.length, f"hop wants 1 to length ({self.length}), got {self.hop}"),
+                (
+                    self.hop > 0 and self.length % self.hop != 0,
+                    f"length wants a multiple of hop ({self.hop}), got {self.length}",
+                ),
                 (self.lateness < 0, f"lateness wants 0 or more slots, got {self.lateness}"),
                 (self.final_delay < 0, f"final_delay wants 0 or more slots, got {self.final_delay}"),
                 (
@@ -41,8 +45,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     f"hop + final_delay ({self.hop} + {self.final_delay}) must fit into length ({self.length})",
                 ),
                 (
-                    self.slack < self.hop + self.lateness,
-                    f"slack wants at least hop + lateness ({self.hop + self.lateness}), got {self.slack}",
+                    self.slack < 2 * (self.hop + self.lateness),
+                    f"slack wants at least 2 * (hop + lateness) = {2 * (self.hop + self.lateness)}, got {self.slack}",
                 ),
             )
             if bad
@@ -54,6 +58,14 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def capacity(self) -> int:
         """Rows the ring holds."""
         return self.length + self.slack
+
+    @property
+    def max_gap(self) -> int:
+        """Slots an entity may skip and still be the same life; after a longer silence it starts anew.
+
+        Chosen so that a row after the gap never takes the place of one that a window still to be cut needs.
+        """
+        return self.slack - self.hop - self.lateness
 
     def last_boundary(self, watermark: int) -> int:
         """Return the newest window end the watermark has passed: the largest e <= it with (e + 1) % hop == 0."""

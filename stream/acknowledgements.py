@@ -1,0 +1,63 @@
+"""How far the worker is with the windows announced to it. Knows the worker's group by name, nothing of its work."""
+
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+from confluent_kafka import KafkaException, TopicPartition
+
+from stream.contracts import WindowNotice
+from stream.errors import TransientError
+from stream.kafka import consumer_config, make_consumer, read_to_end
+from stream.settings import Settings
+from stream.topics import WINDOWS, group_name, topic_name
+
+_NOTICE = msgspec.json.Decoder(WindowNotice)
+
+
+class Acknowledgements(Protocol):
+    """What the windower asks about the worker."""
+
+    def scored_up_to(self, partition: int) -> int:
+        """Return the offset in `windows` up to which (exclusive) the worker has scored."""
+
+    def outstanding(self, partition: int) -> Iterator[tuple[int, WindowNotice]]:
+        """Yield offset and notice of every announced window the worker has not scored."""
+
+
+class KafkaAcknowledgements:
+    """Asks Kafka for the committed offsets of the worker's group."""
+
+    def __init__(self, settings: Settings, worker_group: str = "worker", max_age_s: float = 0.05) -> None:
+        """Connect on first use; an answer is reused for `max_age_s`."""
+        self._kafka = settings.kafka
+        self._topic = topic_name(settings.topics, WINDOWS)
+        self._consumer = make_consumer(consumer_config(settings.kafka, group_name(settings.topics, worker_group)))
+        self._max_age_s = max_age_s
+        self._known: dict[int, tuple[float, int]] = {}
+
+    def scored_up_to(self, partition: int) -> int:
+        """Return the worker's committed offset, 0 if it has none."""
+        asked, offset = self._known.get(partition, (float("-inf"), 0))
+        if time.monotonic() - asked < self._max_age_s:
+            return offset
+        offset = self._ask(partition)
+        self._known[partition] = (time.monotonic(), offset)
+        return offset
+
+    def outstanding(self, partition: int) -> Iterator[tuple[int, WindowNotice]]:
+        """Read what is between the worker's committed offset and the end of `windows`."""
+        for record in read_to_end(self._kafka, self._topic, partition, self._ask(partition)):
+            yield record.offset, _NOTICE.decode(record.value or b"")
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._consumer.close()
+
+    def _ask(self, partition: int) -> int:
+        place = TopicPartition(self._topic, partition)
+        try:
+            return max(0, self._consumer.committed([place], timeout=5.0)[0].offset)
+        except KafkaException as error:
+            raise TransientError(f"how far the worker is with {place.topic}: {error.args[0].str()}") from error

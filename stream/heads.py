@@ -1,0 +1,142 @@
+"""From the slots of an entity's rows to the windows that become final. A pure fold: no clock, no store, no broker.
+
+The same fold runs in the windower and offline, so both cut the same windows. Time line for hop 4, lateness 1:
+
+    slots      0 1 2 3 4 5 6 7 8
+    rows       x x x x x     x
+    watermark  . 0 1 2 3 . . 6      one behind the newest slot
+    cuts               3            at slot 4, when the watermark reaches 3; 7 waits for slot 8
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+from stream.errors import ContractError
+from stream.grid import Geometry
+
+
+class Cut(NamedTuple):
+    """One window that is final; the fields are those of `stream.contracts.WindowNotice`."""
+
+    end_slot: int
+    new_slots: int
+    rows: int
+    ring: int
+    first_slot: int
+    gap_slots: int
+    first_offset: int
+    last_offset: int
+
+
+class _Bucket:
+    """The rows of one hop: a bit for each slot present, and the span of their offsets."""
+
+    __slots__ = ("first_offset", "last_offset", "mask")
+
+    def __init__(self, offset: int) -> None:
+        self.mask = 0
+        self.first_offset = offset
+        self.last_offset = offset
+
+    def add(self, bit: int, offset: int) -> None:
+        self.mask |= 1 << bit
+        self.first_offset = min(self.first_offset, offset)
+        self.last_offset = max(self.last_offset, offset)
+
+
+class HeadRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What a snapshot keeps of a head; the buckets come back from the ring's index."""
+
+    ring: int
+    first_slot: int
+    max_slot: int
+    emitted_end: int
+    gap_slots: int
+
+
+class Head:
+    """Where one entity stands: its newest slot, the last window cut, and which rows its next windows hold."""
+
+    __slots__ = ("_buckets", "emitted_end", "first_slot", "gap_slots", "geometry", "max_slot", "ring")
+
+    def __init__(self, geometry: Geometry, first: int) -> None:
+        """Start a life of an entity at the slot of its first row; that row is still to be added."""
+        self.geometry = geometry
+        self._begin(first, gap_slots=0)
+
+    def _begin(self, slot: int, gap_slots: int) -> None:
+        self.ring = self.first_slot = self.max_slot = slot
+        self.emitted_end = self.geometry.last_boundary(slot - 1 - self.geometry.lateness)
+        self.gap_slots = gap_slots
+        self._buckets: dict[int, _Bucket] = {}
+
+    def add(self, slot: int, offset: int) -> list[Cut]:
+        """Accept a row and return the windows that its arrival makes final.
+
+        Raises ContractError for a row behind the last window cut: that window has been scored without it.
+        """
+        cuts: list[Cut] = []
+        if slot - self.max_slot > self.geometry.max_gap:
+            cuts = self._cut_until(self.max_slot + self.geometry.hop + self.geometry.final_delay)
+            self._begin(slot, gap_slots=slot - 1 - self.emitted_end)
+        if slot <= self.emitted_end:
+            raise ContractError("late", f"slot {slot} came after the window up to slot {self.emitted_end} was final")
+        self.first_slot = min(self.first_slot, slot)
+        self.max_slot = max(self.max_slot, slot)
+        self.restore_row(slot, offset)
+        return cuts + self._cut_until(self.max_slot - self.geometry.lateness)
+
+    def restore_row(self, slot: int, offset: int) -> None:
+        """Count a row that is known to be in the ring."""
+        number, bit = divmod(slot, self.geometry.hop)
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            bucket = self._buckets[number] = _Bucket(offset)
+        bucket.add(bit, offset)
+
+    def flush(self) -> list[Cut]:
+        """Return one more window that covers the rows behind the last boundary, for a series known to have ended."""
+        return self._cut_until(self.geometry.last_boundary(self.max_slot + self.geometry.hop - 1))
+
+    def record(self) -> HeadRecord:
+        """Return what a snapshot has to keep."""
+        return HeadRecord(self.ring, self.first_slot, self.max_slot, self.emitted_end, self.gap_slots)
+
+    @classmethod
+    def from_record(cls, geometry: Geometry, record: HeadRecord) -> "Head":
+        """Rebuild a head from its snapshot; rows still in the ring are to be restored one by one."""
+        head = cls(geometry, record.ring)
+        head.first_slot, head.max_slot = record.first_slot, record.max_slot
+        head.emitted_end, head.gap_slots = record.emitted_end, record.gap_slots
+        return head
+
+    def _cut_until(self, watermark: int) -> list[Cut]:
+        hop = self.geometry.hop
+        ends = range(self.emitted_end + hop, self.geometry.last_boundary(watermark) + 1, hop)
+        return [self._cut(end) for end in ends if self._matters(end)]
+
+    def _matters(self, end: int) -> bool:
+        """Say whether a window tells something new: it holds new rows, or rows whose score becomes final."""
+        hop = self.geometry.hop
+        first = (end - hop - self.geometry.final_delay + 1) // hop
+        return any(number in self._buckets for number in range(first, end // hop + 1))
+
+    def _cut(self, end: int) -> Cut:
+        hop, length = self.geometry.hop, self.geometry.length
+        oldest = (end - length + 1) // hop
+        for number in [n for n in self._buckets if n < oldest]:
+            del self._buckets[number]
+        held = [bucket for number, bucket in self._buckets.items() if number <= end // hop]
+        cut = Cut(
+            end_slot=end,
+            new_slots=end - self.emitted_end,
+            rows=sum(bucket.mask.bit_count() for bucket in held),
+            ring=self.ring,
+            first_slot=self.first_slot,
+            gap_slots=self.gap_slots,
+            first_offset=min((bucket.first_offset for bucket in held), default=-1),
+            last_offset=max((bucket.last_offset for bucket in held), default=-1),
+        )
+        self.emitted_end, self.gap_slots = end, 0
+        return cut

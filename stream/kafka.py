@@ -1,0 +1,205 @@
+"""The Kafka client: tuned settings, and clients made from them. Knows no record and no topic of ours.
+
+The numbers are measured choices; `docs/decisions.md` gives the comparison.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from stream.errors import TransientError, UsageError
+from stream.settings import KafkaSettings
+
+_log = structlog.get_logger()
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Record(NamedTuple):
+    """A consumed message."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+    headers: Headers = ()
+
+    def header(self, name: str) -> str | None:
+        """Return a header's text."""
+        return next((value.decode(errors="replace") for key, value in self.headers if key == name), None)
+
+
+class Outgoing(NamedTuple):
+    """A message to produce."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+def require_bootstrap(settings: KafkaSettings) -> str:
+    """Return the brokers' address; raise UsageError with the way out if there is none."""
+    if not settings.bootstrap:
+        raise UsageError("no Kafka address: set kafka.bootstrap (TELLTALE_KAFKA__BOOTSTRAP) or run `telltale up`")
+    return settings.bootstrap
+
+
+def _common(settings: KafkaSettings) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": require_bootstrap(settings),
+        "reconnect.backoff.max.ms": 1000,
+        "log_level": 4,
+    }
+
+
+def consumer_config(settings: KafkaSettings, group: str) -> dict[str, Any]:
+    """Return the settings of a data-plane consumer: explicit offsets, committed records only, fast fetches."""
+    config = _common(settings) | {
+        "group.id": group,
+        "group.protocol": settings.group_protocol,
+        "enable.auto.commit": False,
+        # Our own start policy: a lost offset is an event, never a silent jump.
+        "auto.offset.reset": "error",
+        "isolation.level": "read_committed",
+        # With the defaults the local queue refills once a second: a fifth of the throughput.
+        "fetch.queue.backoff.ms": 10,
+        "fetch.message.max.bytes": 4 * 2**20,
+        "queued.max.messages.kbytes": settings.queue_mib * 1024,
+        "fetch.wait.max.ms": 20,
+    }
+    if settings.group_protocol == "classic":
+        config["partition.assignment.strategy"] = "cooperative-sticky"
+        if settings.session_timeout_ms:
+            config["session.timeout.ms"] = settings.session_timeout_ms
+    return config
+
+
+def producer_config(settings: KafkaSettings, transactional_id: str | None = None) -> dict[str, Any]:
+    """Return the settings of a producer; with a transactional id it produces exactly once."""
+    config = _common(settings) | {
+        "enable.idempotence": True,
+        "compression.type": "lz4",
+        # The partitioner of the Java clients, so that everybody's keys land on the same partition.
+        "partitioner": "murmur2_random",
+        "linger.ms": 5,
+        # The default of 100 ms makes every second transaction wait that long.
+        "retry.backoff.ms": 5,
+        "queue.buffering.max.messages": 1_000_000,
+    }
+    if transactional_id:
+        config["transactional.id"] = transactional_id
+        config["transaction.timeout.ms"] = settings.transaction_timeout_ms
+    return config
+
+
+def make_consumer(config: Mapping[str, Any]) -> Consumer:
+    """Return a consumer whose client errors go to the log."""
+    return Consumer({**config, "error_cb": _log_client_error})
+
+
+def make_producer(config: Mapping[str, Any]) -> Producer:
+    """Return a producer whose client errors go to the log."""
+    return Producer({**config, "error_cb": _log_client_error})
+
+
+def make_admin(settings: KafkaSettings) -> AdminClient:
+    """Return an admin client whose client errors go to the log."""
+    return AdminClient(_common(settings) | {"error_cb": _log_client_error})
+
+
+def wait_for_broker(settings: KafkaSettings, deadline_s: float | None = None) -> None:
+    """Return once a broker answers; raise TransientError after the deadline, saying who did not answer."""
+    admin = make_admin(settings)
+    limit = deadline_s if deadline_s is not None else settings.reconnect_deadline_s
+    end = time.monotonic() + limit
+    while True:
+        try:
+            admin.list_topics(timeout=min(3.0, limit))
+            return
+        except KafkaException as error:
+            if time.monotonic() >= end:
+                raise TransientError(
+                    f"no Kafka broker answered at {settings.bootstrap} within {limit:.0f} s: {error.args[0].str()}"
+                ) from error
+            _log.warning("waiting for a Kafka broker", bootstrap=settings.bootstrap, error=error.args[0].str())
+
+
+def wait_until(attempt: Callable[[], None], deadline_s: float, what: str) -> None:
+    """Call `attempt` until it raises no TransientError; pass the last one on after the deadline."""
+    end = time.monotonic() + deadline_s
+    while True:
+        try:
+            return attempt()
+        except TransientError as error:
+            if time.monotonic() >= end:
+                raise
+            _log.warning("waiting", what=what, error=str(error))
+            time.sleep(0.5)
+
+
+def to_record(message: "Message[bytes, bytes]") -> Record:
+    """Take what we use out of a consumed message that carries no error."""
+    headers = cast("Headers | None", message.headers())
+    return Record(
+        cast("str", message.topic()),
+        cast("int", message.partition()),
+        cast("int", message.offset()),
+        message.key(),
+        message.value(),
+        message.timestamp()[1],
+        headers or (),
+    )
+
+
+def read_to_end(
+    settings: KafkaSettings, topic: str, partition: int, first: int | None = None, timeout_s: float = 60.0
+) -> Iterator[Record]:
+    """Yield the committed records of a partition from an offset (or its beginning) up to its present end.
+
+    The end is the high watermark at the start: an open transaction below it is waited for, so everything that was
+    committed before the call is seen. Raises TransientError if the end is not reached in time.
+    """
+    consumer = make_consumer(consumer_config(settings, "telltale-reader") | {"enable.partition.eof": True})
+    try:
+        place = TopicPartition(topic, partition)
+        low, high = _watermarks(consumer, place, timeout_s)
+        place.offset = low if first is None else max(first, low)
+        if place.offset < high:
+            consumer.assign([place])
+            yield from _until(consumer, place, high, timeout_s)
+    finally:
+        consumer.close()
+
+
+def _watermarks(consumer: Consumer, place: TopicPartition, timeout_s: float) -> tuple[int, int]:
+    try:
+        return consumer.get_watermark_offsets(place, timeout=timeout_s)
+    except KafkaException as error:
+        raise TransientError(f"no offsets of {place.topic}/{place.partition}: {error.args[0].str()}") from error
+
+
+def _until(consumer: Consumer, place: TopicPartition, high: int, timeout_s: float) -> Iterator[Record]:
+    end = time.monotonic() + timeout_s
+    # Control records at the end are never delivered, so the end is known by the end-of-partition event alone.
+    while time.monotonic() < end:
+        for record in consumer.consume(1000, timeout=0.2):
+            error = record.error()
+            if error is None:
+                yield to_record(record)
+            elif error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 so the client names its constant
+                raise TransientError(f"reading {place.topic}/{place.partition} failed: {error.str()}")
+            elif (record.offset() or 0) >= high:
+                return
+    raise TransientError(f"{place.topic}/{place.partition} was not read to offset {high} within {timeout_s:.0f} s")
+
+
+def _log_client_error(error: KafkaError) -> None:
+    _log.warning("kafka client", error=error.str(), code=error.name(), fatal=error.fatal())

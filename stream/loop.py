@@ -1,0 +1,288 @@
+"""The transactional loop of every data-plane service. Knows Kafka's offsets and transactions, no record's content.
+
+Consume a batch, let the stage work on it, then one transaction with everything it produced and the offsets it is
+done with. A stage never sees a record twice without being told to drop its state first.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from stream.errors import TransientError
+from stream.kafka import (
+    Outgoing,
+    Record,
+    consumer_config,
+    make_consumer,
+    make_producer,
+    producer_config,
+    to_record,
+    wait_for_broker,
+)
+from stream.metrics import Health, Metrics
+from stream.settings import KafkaSettings
+
+_log = structlog.get_logger()
+
+BATCH_RECORDS = 2000
+POLL_S = 0.05
+
+
+class Progress(NamedTuple):
+    """What a stage made of a batch.
+
+    next_offsets: by partition, the offset after the last record done. held: records not done, in order; they come
+    again with the next batch, and nothing new of their partitions before that.
+    """
+
+    outgoing: list[Outgoing]
+    next_offsets: dict[int, int]
+    held: list[Record]
+
+
+class Stage(Protocol):
+    """The work between consuming and producing."""
+
+    def restore(self, partition: int, committed: int, low: int) -> int:
+        """Take over a partition whose outputs are committed up to an offset; return the offset to start reading at.
+
+        low: the oldest offset that Kafka still has. Records below `committed` then go to `replay`, not to `process`.
+        """
+
+    def replay(self, partition: int, records: Sequence[Record]) -> None:
+        """Apply records whose outputs were committed before, without producing anything."""
+
+    def process(self, records: Sequence[Record]) -> Progress:
+        """Work on a batch, records of one partition in offset order."""
+
+    def committed(self, delivered: Sequence[tuple[Outgoing, int]]) -> None:
+        """Learn that the last batch's transaction is committed, and at which offset each message stands."""
+
+    def drop(self, partitions: Iterable[int]) -> None:
+        """Forget everything about partitions that belong to somebody else now."""
+
+
+class LoopConfig(NamedTuple):
+    """Names of one loop. transactional_id: stable per process instance, so that its successor ends its transaction."""
+
+    topic: str
+    group: str
+    transactional_id: str
+
+
+class TransactionalLoop:
+    """Runs a stage until told to stop; survives brokers and stores that go away for less than the deadline."""
+
+    def __init__(
+        self, kafka: KafkaSettings, config: LoopConfig, stage: Stage, metrics: Metrics, health: Health
+    ) -> None:
+        """Open no connection yet."""
+        self._kafka = kafka
+        self._config = config
+        self._stage = stage
+        self._metrics = metrics
+        self._health = health
+        self._owned: dict[int, int] = {}
+        self._held: list[Record] = []
+        self._paused: set[int] = set()
+        self._lag_observed = 0.0
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Loop until `stopping()`; raise TransientError if nothing works for the whole deadline."""
+        failing_since: float | None = None
+        while not stopping():
+            started = time.monotonic()
+            try:
+                self._run_connected(stopping)
+            except TransientError as error:
+                if time.monotonic() - started > self._kafka.reconnect_deadline_s:
+                    failing_since = None
+                failing_since = failing_since or time.monotonic()
+                if time.monotonic() - failing_since > self._kafka.reconnect_deadline_s:
+                    raise
+                _log.warning("dropping all state and joining again", topic=self._config.topic, error=str(error))
+                time.sleep(0.5)
+
+    def _run_connected(self, stopping: Callable[[], bool]) -> None:
+        wait_for_broker(self._kafka)
+        producer = make_producer(producer_config(self._kafka, self._config.transactional_id))
+        try:
+            producer.init_transactions(self._kafka.reconnect_deadline_s)
+        except KafkaException as error:
+            raise TransientError(f"transactions of {self._config.transactional_id}: {_text(error)}") from error
+        consumer = make_consumer(consumer_config(self._kafka, self._config.group))
+        try:
+            consumer.subscribe([self._config.topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
+            while not stopping():
+                self._once(consumer, producer)
+        finally:
+            self._forget(list(self._owned))
+            consumer.close()
+
+    def _once(self, consumer: Consumer, producer: Producer) -> None:
+        consumed = self._consume(consumer)  # may call _on_revoke, which takes records out of those held
+        records = self._held + consumed
+        self._health.tick()
+        self._observe_lag(consumer)
+        if not records:
+            return
+        self._held = []
+        fresh = self._replay(records)
+        if not fresh:
+            return
+        progress = self._stage.process(fresh)
+        self._held = progress.held
+        self._pause(consumer, {record.partition for record in progress.held})
+        if progress.next_offsets:
+            self._commit(consumer, producer, progress)
+            self._owned.update(progress.next_offsets)
+        elif progress.held:
+            time.sleep(POLL_S)
+
+    def _consume(self, consumer: Consumer) -> list[Record]:
+        try:
+            messages = consumer.consume(BATCH_RECORDS, timeout=0.0 if self._held else POLL_S)
+        except KafkaException as error:
+            raise TransientError(f"consuming {self._config.topic}: {_text(error)}") from error
+        for message in messages:
+            if (problem := message.error()) is not None:
+                _raise_for(problem, message.partition())
+        records = [to_record(message) for message in messages if message.error() is None]
+        self._metrics.records_consumed.inc(len(records))
+        return [record for record in records if record.partition in self._owned]
+
+    def _replay(self, records: list[Record]) -> list[Record]:
+        """Hand records below the committed offset to the stage silently; return the others."""
+        if all(record.offset >= self._owned[record.partition] for record in records):
+            return records
+        for partition in {record.partition for record in records}:
+            old = [r for r in records if r.partition == partition and r.offset < self._owned[partition]]
+            if old:
+                self._stage.replay(partition, old)
+        return [record for record in records if record.offset >= self._owned[record.partition]]
+
+    def _commit(self, consumer: Consumer, producer: Producer, progress: Progress) -> None:
+        """Publish a batch: 1. begin, 2. produce, 3. add the offsets, 4. commit, 5. tell the stage.
+
+        The order is the guarantee: readers of committed records see outputs and offsets together or not at all.
+        """
+        delivered: list[tuple[Outgoing, int]] = []
+        offsets = [TopicPartition(self._config.topic, p, offset) for p, offset in progress.next_offsets.items()]
+        timeout = self._kafka.transaction_timeout_ms / 1000
+        with self._metrics.txn_commit.time():
+            try:
+                producer.begin_transaction()
+                _produce(producer, progress.outgoing, delivered)
+                producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), timeout)
+                producer.commit_transaction(timeout)
+            except KafkaException as error:
+                self._metrics.txn_aborts.inc()
+                _abort(producer)
+                raise TransientError(f"the transaction was not committed: {_text(error)}") from error
+        self._stage.committed(delivered)
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._metrics.rebalances.inc(len(partitions))
+        starts = [self._start(consumer, partition) for partition in partitions]
+        consumer.incremental_assign(starts)
+        self._health.set_ready("assignment", ready=True)
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._metrics.rebalances.inc(len(partitions))
+        self._forget([partition.partition for partition in partitions])
+        consumer.incremental_unassign(partitions)
+
+    def _start(self, consumer: Consumer, place: TopicPartition) -> TopicPartition:
+        partition = place.partition
+        committed, low = self._committed_offset(consumer, place)
+        start = self._stage.restore(partition, committed, low)
+        self._owned[partition] = committed
+        _log.info("took over a partition", topic=place.topic, partition=partition, committed=committed, start=start)
+        return TopicPartition(place.topic, partition, start)
+
+    def _committed_offset(self, consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
+        """Return where the outputs end, and the oldest offset there is.
+
+        The outputs of a new group end at the oldest offset; so do those of a group whose offset is gone, loudly.
+        """
+        try:
+            known = consumer.committed([place], timeout=self._kafka.reconnect_deadline_s)[0].offset
+            low, high = consumer.get_watermark_offsets(place, timeout=self._kafka.reconnect_deadline_s)
+        except KafkaException as error:
+            raise TransientError(f"offsets of {place.topic}/{place.partition}: {_text(error)}") from error
+        if known < 0:
+            return low, low
+        if low <= known <= high:
+            return known, low
+        cause = "the topic was made anew" if known > high else "retention removed records that were never processed"
+        _log.error("committed offset is gone", topic=place.topic, committed=known, low=low, high=high, cause=cause)
+        self._metrics.window_rebuilds.labels("offset_gone").inc()
+        return low, low
+
+    def _observe_lag(self, consumer: Consumer) -> None:
+        if time.monotonic() - self._lag_observed < 1.0:
+            return
+        self._lag_observed = time.monotonic()
+        for partition, done in self._owned.items():
+            place = TopicPartition(self._config.topic, partition)
+            high = consumer.get_watermark_offsets(place, cached=True)[1]
+            self._metrics.consumer_lag_records.labels(str(partition)).set(max(0, high - done))
+
+    def _forget(self, partitions: list[int]) -> None:
+        self._stage.drop(partitions)
+        for partition in partitions:
+            self._owned.pop(partition, None)
+        self._held = [record for record in self._held if record.partition in self._owned]
+        self._paused &= set(self._owned)
+
+    def _pause(self, consumer: Consumer, wanted: set[int]) -> None:
+        place = [TopicPartition(self._config.topic, p) for p in wanted - self._paused]
+        if place:
+            consumer.pause(place)
+        free = [TopicPartition(self._config.topic, p) for p in self._paused - wanted]
+        if free:
+            consumer.resume(free)
+        self._paused = wanted
+        self._metrics.paused_partitions.set(len(wanted))
+
+
+def _produce(producer: Producer, outgoing: list[Outgoing], delivered: list[tuple[Outgoing, int]]) -> None:
+    for message in outgoing:
+        producer.produce(
+            message.topic,
+            partition=message.partition,
+            key=message.key,
+            value=message.value,
+            headers=list(message.headers),
+            on_delivery=_recorder(delivered, message),
+        )
+        producer.poll(0)
+
+
+def _recorder(delivered: list[tuple[Outgoing, int]], message: Outgoing) -> Callable[[KafkaError | None, Any], None]:
+    def record(error: KafkaError | None, sent: Any) -> None:
+        if error is None:
+            delivered.append((message, sent.offset()))
+
+    return record
+
+
+def _abort(producer: Producer) -> None:
+    """Try to abort, so that readers need not wait for the transaction's timeout; the producer is given up anyway."""
+    try:
+        producer.abort_transaction(5.0)
+    except KafkaException as error:
+        _log.warning("abort failed; the transaction ends by its timeout", error=_text(error))
+
+
+def _raise_for(error: KafkaError, partition: int | None) -> None:
+    if error.fatal() or not error.retriable():
+        raise TransientError(f"reading partition {partition}: {error.str()}")
+    _log.warning("kafka", error=error.str())
+
+
+def _text(error: KafkaException) -> str:
+    return str(error.args[0].str())

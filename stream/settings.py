@@ -1,0 +1,199 @@
+"""The settings tree: defaults < TOML file < environment < flags. Owns validation; opens no connection.
+
+The TOML file is named by TELLTALE_CONFIG (default `telltale.toml` in the working directory, if it is there).
+Environment variables are `TELLTALE_` and the path joined by `__`: `TELLTALE_KAFKA__BOOTSTRAP`.
+"""
+
+import fnmatch
+import os
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from stream.errors import UsageError
+from stream.grid import Geometry
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(_Section):
+    """The brokers. An empty bootstrap means: use the local stack that is running."""
+
+    bootstrap: str = Field("", description="host:port of one or more brokers, comma separated")
+    reconnect_deadline_s: float = Field(60.0, gt=0, description="give up after so long without a broker")
+    session_timeout_ms: int | None = Field(
+        None, gt=0, description="classic protocol only; the broker's default if unset"
+    )
+    group_protocol: str = Field(
+        "consumer", pattern="^(consumer|classic)$", description="KIP-848 or the classic protocol"
+    )
+    transaction_timeout_ms: int = Field(15_000, ge=1000, description="an orphaned transaction blocks readers so long")
+    queue_mib: int = Field(64, ge=1, description="memory for records fetched ahead, per consumer")
+
+
+class RedisSettings(_Section):
+    """The window store. An empty URL means: use the local stack that is running."""
+
+    url: SecretStr = Field(SecretStr(""), description="redis://[user:password@]host:port/db")
+    prefix: str = Field("telltale", pattern=_NAME, description="start of every key")
+    timeout_s: float = Field(5.0, gt=0, description="a command that takes longer counts as failed")
+
+
+class TopicSettings(_Section):
+    """How the topics are named and made."""
+
+    prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="put before every topic and group name")
+    partitions: int = Field(4, ge=1, description="partitions of telemetry, windows, scores and alerts")
+    replication: int = Field(1, ge=1, description="replication factor of topics made by telltale")
+
+
+class LimitSettings(_Section):
+    """What is refused at the door."""
+
+    max_record_bytes: int = Field(262_144, ge=64, description="a larger telemetry record is dead-lettered undecoded")
+    max_entities_per_partition: int = Field(25_000, ge=1, description="records of entities beyond are dead-lettered")
+
+
+class MetricsSettings(_Section):
+    """Where Prometheus metrics and health probes are served."""
+
+    host: str = Field("127.0.0.1", description="loopback unless you say otherwise: the endpoint has no login")
+    port: int = Field(9464, ge=0, le=65_535, description="0 takes a free port")
+    liveness_s: float = Field(30.0, gt=0, description="/livez fails when the loop has not ticked for so long")
+
+
+class WorkerSettings(_Section):
+    """The scoring worker."""
+
+    batch_windows: int = Field(64, ge=1, description="windows in one pass of the network")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one")
+    threads: int = Field(0, ge=0, description="CPU threads of the network; 0 leaves the choice to torch")
+    model_poll_s: float = Field(1.0, gt=0, description="how often the registry is asked for a new champion")
+
+
+class FamilySettings(_Section):
+    """A set of entities with the same channels; one model per family."""
+
+    name: str = Field(pattern=_NAME, description="also the name of its model in the registry")
+    entities: str = Field("*", min_length=1, description="shell pattern of the entities' names; the first family wins")
+    interval_ms: int = Field(1000, ge=1, description="distance of two slots of the event-time grid")
+    numeric: list[str] = Field(min_length=1, description="channels that are reconstructed")
+    commands: list[str] = Field(default=[], description="boolean channels that are the condition")
+    length: int = Field(512, description="rows the model sees")
+    hop: int = Field(64, description="new rows between two windows: the delay of a provisional score")
+    lateness: int = Field(0, description="how many slots a row may lag behind the newest one")
+    final_delay: int = Field(100, description="slots after which a score is final")
+    slack: int = Field(1024, description="rows the windower may run ahead of the worker")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        repeated = sorted({c for c in self.channels if self.channels.count(c) > 1})
+        if repeated:
+            raise ValueError(f"channels named twice: {', '.join(repeated)}")
+        _ = self.geometry
+        return self
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Order of a row in the window store: numeric channels, then commands."""
+        return (*self.numeric, *self.commands)
+
+    @property
+    def geometry(self) -> Geometry:
+        """How this family's windows lie on the grid; raises ValueError where the numbers contradict each other."""
+        return Geometry(
+            length=self.length,
+            hop=self.hop,
+            lateness=self.lateness,
+            final_delay=self.final_delay,
+            slack=self.slack,
+        )
+
+
+class Settings(BaseSettings):
+    """Everything a service needs to know."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TELLTALE_", env_nested_delimiter="__", extra="forbid", frozen=True, env_ignore_empty=True
+    )
+
+    deployment: str = Field("telltale", pattern=_NAME, description="names this installation in every alert")
+    instance: str = Field("0", pattern=_NAME, description="names this process among those of its service")
+    registry: str = Field("registry", min_length=1, description="folder or URL of the model registry")
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    topics: TopicSettings = TopicSettings()
+    limits: LimitSettings = LimitSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    worker: WorkerSettings = WorkerSettings()
+    families: Annotated[list[FamilySettings], Field(description="declared families, first match wins")] = []
+
+    @field_validator("families")
+    @classmethod
+    def _distinct(cls, families: list[FamilySettings]) -> list[FamilySettings]:
+        names = [family.name for family in families]
+        if len(set(names)) < len(names):
+            raise ValueError(f"family names repeat: {', '.join(sorted(names))}")
+        return families
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: flags, then environment, then the TOML file."""
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=config_file())
+        return init_settings, env_settings, toml
+
+    def family_of(self, entity: str) -> FamilySettings | None:
+        """Return the first declared family whose pattern fits the entity."""
+        return next((f for f in self.families if fnmatch.fnmatchcase(entity, f.entities)), None)
+
+
+def config_file() -> Path:
+    """Return the TOML file in force: TELLTALE_CONFIG or `telltale.toml`; it need not exist unless named."""
+    return Path(os.environ.get("TELLTALE_CONFIG") or "telltale.toml")
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Read settings from all sources; flags win.
+
+    Raises UsageError that lists every problem at once.
+    """
+    named = os.environ.get("TELLTALE_CONFIG")
+    if named and not Path(named).is_file():
+        raise UsageError(f"TELLTALE_CONFIG names {named}, which is not a file")
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        raise UsageError(_explain(error)) from None
+    except (SettingsError, ValueError) as error:
+        raise UsageError(f"settings can't be read: {error}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    lines = [_problem(e) for e in error.errors(include_url=False)]
+    return "\n".join([f"{len(lines)} wrong setting(s):", *lines])
+
+
+def _problem(error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"]) or "settings"
+    secret = path == "redis.url" or isinstance(error["input"], dict | list)
+    got = "" if secret else f" (got {error['input']!r})"
+    return f"  {path}: {error['msg']}{got}"

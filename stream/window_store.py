@@ -1,0 +1,239 @@
+"""Windows in Redis: fenced writes, snapshots of the windower's heads, pipelined reads. Knows no Kafka.
+
+Redis is a rebuildable snapshot, never the truth. All keys of a partition share a hash tag, so a script touches one
+Redis Cluster slot. Every write carries the epoch its writer acquired; a writer whose epoch is no longer the stored one
+(a zombie, or Redis lost everything) is refused as a whole.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import redis
+from numpy.typing import NDArray
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from stream.errors import FencedError, TransientError, UsageError
+from stream.ring import Layout, Write
+from stream.settings import RedisSettings
+
+_ACQUIRE = """
+local stored = tonumber(redis.call('GET', KEYS[1]) or '0')
+local now = redis.call('TIME')
+local epoch = math.max(stored + 1, now[1] * 1000 + math.floor(now[2] / 1000))
+redis.call('SET', KEYS[1], string.format('%.0f', epoch))
+return string.format('%.0f', epoch)
+"""
+# ARGV: epoch, then per ring: size, time to live in ms, number of writes, and position and bytes of each.
+_WRITE_ROWS = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local a = 2
+for k = 2, #KEYS do
+  if redis.call('EXISTS', KEYS[k]) == 0 then redis.call('SETRANGE', KEYS[k], ARGV[a] - 1, '\\0') end
+  for w = 1, ARGV[a + 2] do redis.call('SETRANGE', KEYS[k], ARGV[a + 1 + 2 * w], ARGV[a + 2 + 2 * w]) end
+  redis.call('PEXPIRE', KEYS[k], ARGV[a + 1])
+  a = a + 3 + 2 * ARGV[a + 2]
+end
+return 1
+"""
+# ARGV: epoch, next offset, then field and value of each head.
+_SAVE_HEADS = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+for i = 3, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+redis.call('SET', KEYS[3], ARGV[2])
+return 1
+"""
+
+Timer = Callable[[str], AbstractContextManager[object]]
+
+
+class RingRef(NamedTuple):
+    """Names one ring: `ring` is the slot of the first row of this life of the entity."""
+
+    entity: str
+    ring: int
+    layout: Layout
+
+
+class RingWrite(NamedTuple):
+    """Rows to put into one ring."""
+
+    ref: RingRef
+    ttl_ms: int
+    writes: list[Write]
+
+
+class Snapshot(NamedTuple):
+    """What Redis remembers of a partition: the next offset to apply and the windower's heads by entity."""
+
+    next_offset: int | None
+    heads: dict[str, bytes]
+
+
+RingIndex = tuple[NDArray[np.int64], NDArray[np.int64]]  # slots and source offsets, in slot order
+
+
+class WindowRequest(NamedTuple):
+    """A window to read, as of its end slot."""
+
+    partition: int
+    ref: RingRef
+    end_slot: int
+    length: int
+
+
+class Window(NamedTuple):
+    """values: (C, L) float32, NaN where missing. rows: how many of its slots hold a row."""
+
+    values: NDArray[np.float32]
+    rows: int
+
+
+class WindowStore(Protocol):
+    """The seam between the services and what keeps the windows; errors as in `RedisWindowStore`."""
+
+    def acquire(self, partition: int) -> int:
+        """Take over a partition and return the new epoch."""
+
+    def load(self, partition: int) -> Snapshot:
+        """Return the last snapshot of a partition."""
+
+    def write_rows(self, partition: int, epoch: int, rings: Sequence[RingWrite]) -> None:
+        """Put rows into rings, all or none."""
+
+    def save_heads(self, partition: int, epoch: int, next_offset: int, heads: Mapping[str, bytes]) -> None:
+        """Store changed heads with the next offset to apply."""
+
+    def read_windows(self, requests: Sequence[WindowRequest]) -> list[Window]:
+        """Read windows."""
+
+    def read_indexes(self, partition: int, refs: Iterable[RingRef]) -> list[RingIndex]:
+        """Return which rows each ring holds."""
+
+
+class RedisWindowStore:
+    """Windows of all partitions in one Redis."""
+
+    def __init__(self, client: redis.Redis, prefix: str, timer: Timer | None = None) -> None:
+        """Use a connected client; `timer(op)` measures each operation."""
+        self._redis = client
+        self._prefix = prefix
+        self._timer: Timer = timer or (lambda _: nullcontext())
+        self._acquire = client.register_script(_ACQUIRE)
+        self._write_rows = client.register_script(_WRITE_ROWS)
+        self._save_heads = client.register_script(_SAVE_HEADS)
+
+    def check(self) -> None:
+        """Raise UsageError if the server may evict windows by itself, TransientError if it can't be reached."""
+        policy = str(self._call("info", lambda: self._redis.info("memory")).get("maxmemory_policy", "noeviction"))
+        if policy != "noeviction":
+            raise UsageError(f"Redis wants maxmemory-policy noeviction, got {policy}: it would drop windows silently")
+
+    def acquire(self, partition: int) -> int:
+        """Take over a partition and return the epoch that fences out every earlier owner, also after a wiped Redis."""
+        return int(self._call("acquire", lambda: self._acquire(keys=[self._key(partition, "epoch")])))
+
+    def load(self, partition: int) -> Snapshot:
+        """Return the last snapshot of a partition."""
+
+        def read() -> tuple[bytes | None, dict[bytes, bytes]]:
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.get(self._key(partition, "next"))
+            pipe.hgetall(self._key(partition, "heads"))
+            offset, heads = pipe.execute()
+            return offset, heads
+
+        offset, heads = self._call("load", read)
+        return Snapshot(None if offset is None else int(offset), {k.decode(): v for k, v in heads.items()})
+
+    def write_rows(self, partition: int, epoch: int, rings: Sequence[RingWrite]) -> None:
+        """Put rows into rings, all or none. Raises FencedError if the epoch is not the stored one."""
+        if not rings:
+            return
+        keys = [self._key(partition, "epoch"), *(self._ring_key(partition, ring.ref) for ring in rings)]
+        arguments: list[Any] = [epoch]
+        for ring in rings:
+            arguments += (ring.ref.layout.size, ring.ttl_ms, len(ring.writes))
+            for write in ring.writes:
+                arguments += write
+        self._fenced(partition, self._call("write_rows", lambda: self._write_rows(keys=keys, args=arguments)))
+
+    def save_heads(self, partition: int, epoch: int, next_offset: int, heads: Mapping[str, bytes]) -> None:
+        """Store changed heads with the next offset to apply. Raises FencedError if the epoch is not the stored one."""
+        keys = [self._key(partition, name) for name in ("epoch", "heads", "next")]
+        arguments: list[Any] = [epoch, next_offset]
+        for head in heads.items():
+            arguments += head
+        self._fenced(partition, self._call("save_heads", lambda: self._save_heads(keys=keys, args=arguments)))
+
+    def read_windows(self, requests: Sequence[WindowRequest]) -> list[Window]:
+        """Read windows in one round trip."""
+        ranges = [request.ref.layout.window_ranges(request.end_slot, request.length) for request in requests]
+
+        def read() -> list[bytes]:
+            pipe = self._redis.pipeline(transaction=False)
+            for request, wanted in zip(requests, ranges, strict=True):
+                key = self._ring_key(request.partition, request.ref)
+                for part in wanted:
+                    pipe.getrange(key, part.first, part.last)
+            return list(pipe.execute())
+
+        answers = iter(self._call("read_windows", read))
+        return [
+            Window(*request.ref.layout.decode_window([next(answers) for _ in wanted], request.end_slot, request.length))
+            for request, wanted in zip(requests, ranges, strict=True)
+        ]
+
+    def read_indexes(self, partition: int, refs: Iterable[RingRef]) -> list[RingIndex]:
+        """Return slots and source offsets of the rows of each ring, in slot order."""
+        wanted = list(refs)
+
+        def read() -> list[bytes]:
+            pipe = self._redis.pipeline(transaction=False)
+            for ref in wanted:
+                pipe.getrange(self._ring_key(partition, ref), *ref.layout.index_range())
+            return list(pipe.execute())
+
+        parts = self._call("read_indexes", read)
+        return [ref.layout.decode_index(part) for ref, part in zip(wanted, parts, strict=True)]
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._redis.close()
+
+    def _key(self, partition: int, name: str) -> str:
+        return f"{{{self._prefix}:{partition}}}:{name}"
+
+    def _ring_key(self, partition: int, ref: RingRef) -> str:
+        digest = hashlib.blake2b(ref.entity.encode(), digest_size=16).hexdigest()
+        return self._key(partition, f"w:{digest}:{ref.ring}")
+
+    def _fenced(self, partition: int, accepted: int) -> None:
+        if not accepted:
+            raise FencedError(f"partition {partition} of the window store has another owner, or Redis lost its data")
+
+    def _call(self, operation: str, command: Callable[[], Any]) -> Any:
+        try:
+            with self._timer(operation):
+                return command()
+        except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
+            raise TransientError(f"Redis did not answer {operation}: {error}") from error
+        except redis.ResponseError as error:
+            if "OOM" in str(error) or "READONLY" in str(error):
+                raise TransientError(f"Redis refused {operation}: {error}") from error
+            raise
+
+
+def connect(settings: RedisSettings, timer: Timer | None = None) -> RedisWindowStore:
+    """Return the window store of the configured Redis; connects on first use."""
+    client = redis.Redis.from_url(
+        settings.url.get_secret_value(),
+        socket_timeout=settings.timeout_s,
+        socket_connect_timeout=settings.timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        protocol=3,
+    )
+    return RedisWindowStore(client, settings.prefix, timer)
