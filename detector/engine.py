@@ -120,9 +120,16 @@ class Detector:
     def _score(self, windows: WindowBatch, chunk: int, reconstruct: Callable[[Inputs], Tensor]) -> WindowScores:
         self._check(windows)
         parts = [self._score_part(part, reconstruct) for part in _chunks(windows, chunk)]
+        if not parts:
+            return self._nothing()
         scores = WindowScores(*(torch.cat(field).cpu().numpy() for field in zip(*parts, strict=True)))
         _refuse_non_finite(windows, scores, self._numeric)
         return scores
+
+    def _nothing(self) -> WindowScores:
+        length = self.manifest.geometry.length
+        series, channels = np.empty((0, length), np.float32), np.empty((0, len(self._numeric), length), np.float32)
+        return WindowScores(series, series, channels, channels, channels)
 
     def _check(self, windows: WindowBatch) -> None:
         wanted = (len(windows.entities), len(self.manifest.channels), self.manifest.geometry.length)
@@ -245,8 +252,7 @@ def _stack(
 
 
 def _chunks(windows: WindowBatch, size: int) -> list[WindowBatch]:
-    starts = range(0, max(len(windows.entities), 1), size)
-    cuts = [slice(start, start + size) for start in starts]
+    cuts = [slice(start, start + size) for start in range(0, len(windows.entities), size)]
     return [WindowBatch(windows.entities[cut], windows.end_slots[cut], windows.values[cut]) for cut in cuts]
 
 
