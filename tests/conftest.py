@@ -1,22 +1,46 @@
 """Kafka and Redis for the tests: those named in the environment, else containers, else the local stack; never none."""
 
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
+import psutil
 import pytest
 
 from deploy.local_stack import LocalStack
+from deploy.processes import ServerProcess, is_alive
 from tests.containers import docker_answers, kafka_container, redis_container
 
 
 @pytest.fixture(scope="session")
-def _shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    stack = LocalStack(tmp_path_factory.mktemp("stack"))
-    yield stack
-    stack.stop()
+def _stack_folder() -> Iterator[Path]:
+    """Give this run's stacks a home that the next run finds, should this one be killed."""
+    home = Path(tempfile.gettempdir()) / f"telltale-tests-{os.getuid()}"
+    for left in home.glob("*/owner.json"):
+        if not is_alive(msgspec.json.decode(left.read_bytes(), type=ServerProcess)):
+            _remove(left.parent)
+    mine = home / uuid.uuid4().hex
+    mine.mkdir(parents=True)
+    owner = ServerProcess(os.getpid(), psutil.Process().create_time())
+    (mine / "owner.json").write_bytes(msgspec.json.encode(owner))
+    yield mine
+    _remove(mine)
+
+
+def _remove(folder: Path) -> None:
+    for state_dir in folder.glob("*/stack.json"):
+        LocalStack(state_dir.parent).stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def _shared_stack(_stack_folder: Path) -> LocalStack:
+    return LocalStack(_stack_folder / "shared")
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +70,9 @@ def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def fault_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    """Return a stack of this module's own that is not started yet: kill, restart and flush it as you like."""
-    stack = LocalStack(tmp_path_factory.mktemp("fault-stack"))
+def fault_stack(_stack_folder: Path) -> Iterator[LocalStack]:
+    """Yield a stack of this module's own that is not started yet: kill, restart and flush it as you like."""
+    stack = LocalStack(_stack_folder / uuid.uuid4().hex)
     yield stack
     stack.stop()
 

@@ -157,21 +157,19 @@ def test_servers_survive_ctrl_c_of_the_command_that_started_them(tmp_path: Path)
         "signal.signal(signal.SIGINT, signal.SIG_DFL); "
         f"LocalStack(Path({str(tmp_path)!r})).start_redis(); print('up', flush=True); time.sleep(60)"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=Path(__file__).parents[2],
-        process_group=0,
-    ) as command:
-        assert command.stdout is not None
-        assert command.stdout.readline() == b"up\n"
-        os.killpg(command.pid, signal.SIGINT)  # as the terminal does: the whole group
-        assert command.wait(30) == -signal.SIGINT
+    command = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2], process_group=0
+    )
     stack = LocalStack(tmp_path)
     try:
+        with command:
+            assert command.stdout is not None
+            assert command.stdout.readline() == b"up\n"
+            os.killpg(command.pid, signal.SIGINT)  # as the terminal does: the whole group
+            assert command.wait(30) == -signal.SIGINT
         assert stack.status().redis.answering
     finally:
+        command.kill()
         stack.stop()
 
 
