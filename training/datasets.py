@@ -152,13 +152,14 @@ def _entities(table: pa.Table, path: str | Path) -> tuple[NDArray[np.int64], lis
     if column.null_count:
         raise UsageError(f"{path}: column entity wants a name in every row, {column.null_count} have none")
     text = column.cast(pa.string())
-    names = text.unique()
+    unique = text.unique()
+    names = [str(name) for name in unique.to_pylist()]
     try:
-        for name in names.to_pylist():
+        for name in names:
             check_entity(name)
     except ContractError as error:
         raise UsageError(f"{path}: {error}") from error
-    return pc.index_in(text, value_set=names).to_numpy().astype(np.int64), names.to_pylist()
+    return pc.index_in(text, value_set=unique).to_numpy().astype(np.int64), names
 
 
 def _times(
