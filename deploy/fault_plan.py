@@ -19,10 +19,12 @@ EARLY = 30
 _FIRST_KIND: FaultKind = "noise_burst"
 # Places looked at before the one where a fault shows best is chosen, and the slots they lie in.
 _CANDIDATES, _WITHIN = 8, 90
+# A fault that changes its channel by less in half of its slots, in spreads, is no fault to be found.
+_LEAST_CONTRAST = 0.5
 # A command that runs more briefly leaves too little to see.
 _SHORTEST_RUN = 10
 # An answer that stays away shows for a little longer than the command.
-_AFTER_RUN = 10
+_AFTER_RUN = 30
 # Opposite commands with less between them are one manoeuvre.
 _COAST = 45
 # The last fault begins so many slots before the end, if the plan is long enough.
@@ -114,8 +116,9 @@ class _Plan:
             places = self._unanswered(entity, start)
         else:
             places = self._disturbed(kind, start, EARLY if early else _WITHIN)
-        fitting = [place for place in places if place.last <= self._last_slot]
-        return max(fitting, key=lambda place: self._contrast(kind, entity, place), default=None)
+        fitting = [(self._contrast(kind, entity, place), place) for place in places if place.last <= self._last_slot]
+        contrast, best = max(fitting, default=(0.0, None))
+        return best if contrast >= _LEAST_CONTRAST else None
 
     def _disturbed(self, kind: FaultKind, start: int, within: int) -> Iterator[_Place]:
         """Yield places for a fault of one channel that begins less than `within` slots after start."""
@@ -128,7 +131,7 @@ class _Plan:
 
     def _unanswered(self, entity: str, start: int) -> Iterator[_Place]:
         """Yield the first run of the commands of one kind of response that begins in the cycle after start."""
-        responses = list(self._blueprint.responses.items())
+        responses = self._blueprint.responses
         commands, answers = responses[int(self._rng.integers(len(responses)))]
         rows = self._normal[entity][start - self._first_slot :][: self._blueprint.cycle]
         sent = np.any([rows[:, self._column(name)] > 0 for name in commands], axis=0)
@@ -138,15 +141,18 @@ class _Plan:
                 return
 
     def _contrast(self, kind: FaultKind, entity: str, place: _Place) -> float:
-        """Return by how much the fault changes the channel, as far as that depends on the place."""
+        """Return by how much the fault changes its channel, in spreads; 1 if that doesn't depend on the place."""
         if kind not in ("stuck", "correlation_break"):
-            return 0.0
-        series = self._normal[entity][:, self._column(place.channels[0])]
+            return 1.0
+        column = self._column(place.channels[0])
+        series = self._normal[entity][:, column] / self._blueprint.sensors[column].spread
         first, last = place.first - self._first_slot, place.last - self._first_slot
         if kind == "stuck":
-            return float(np.abs(series[first : last + 1] - series[max(first - 1, 0)]).mean())
-        half = self._blueprint.cycle // 2
-        return float(np.abs(series[first : last + 1] - series[first + half : last + 1 + half]).mean())
+            instead = series[max(first - 1, 0)]
+        else:
+            half = self._blueprint.cycle // 2
+            instead = series[first + half : last + 1 + half]
+        return float(np.median(np.abs(series[first : last + 1] - instead)))
 
     def _column(self, name: str) -> int:
         return [channel.name for channel in self._blueprint.channels].index(name)

@@ -1,9 +1,9 @@
 """What a family of simulated entities consists of, and what its physics must offer. Contains no physics itself."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,6 +24,13 @@ class Sensor:
     quantum: float
     spread: float
     controls: bool = False
+
+
+class Response(NamedTuple):
+    """Which numeric channels answer at once to which commands."""
+
+    commands: tuple[str, ...]
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Plant(Protocol):
 class Blueprint:
     """All that the entities of a family have in common.
 
-    cycle: slots of an orbit or a day. responses: which channels answer to which commands. couplings: channels that
+    cycle: slots of an orbit or a day. responses: what `wrong_command_response` can break. couplings: channels that
     `correlation_break` can cut off their driver. plant: makes the physics from the entities' keys.
     """
 
@@ -65,7 +72,7 @@ class Blueprint:
     sensors: tuple[Sensor, ...]
     commands: tuple[str, ...]
     cycle: int
-    responses: Mapping[tuple[str, ...], tuple[str, ...]]
+    responses: tuple[Response, ...]
     couplings: tuple[str, ...]
     plant: Callable[[Keys], Plant]
 

@@ -5,7 +5,7 @@ A day is shortened to DAY slots. Rates are per slot, temperatures in °C.
 
 import numpy as np
 
-from deploy.simulator_blueprint import Blueprint, Effects, Sensor, mixed
+from deploy.simulator_blueprint import Blueprint, Effects, Response, Sensor, mixed
 from deploy.simulator_draws import Activity, Floats, Ints, Keys, active, constant, normal, since_start, uniform
 
 DAY = 600
@@ -189,11 +189,11 @@ BLUEPRINT = Blueprint(
     commands=COMMANDS,
     cycle=DAY,
     # Not deploying: a release that fails to restart the service leaves its memory wrong for days.
-    responses={
-        ("backup_running",): ("disk_read_mb_s", "network_out_mbit_s"),
-        ("batch_running",): ("cpu_percent", "disk_write_mb_s"),
-        ("traffic_drained",): ("requests_per_s", "cpu_percent"),
-    },
+    responses=(
+        Response(("backup_running",), ("disk_read_mb_s", "network_out_mbit_s")),
+        Response(("batch_running",), ("cpu_percent", "disk_write_mb_s")),
+        Response(("traffic_drained",), ("requests_per_s", "cpu_percent")),
+    ),
     couplings=("cpu_percent", "disk_write_mb_s", "network_out_mbit_s"),
     plant=Servers,
 )

@@ -6,7 +6,7 @@ slot, temperatures in °C, energy in W·slot.
 
 import numpy as np
 
-from deploy.simulator_blueprint import Blueprint, Effects, Sensor, mixed
+from deploy.simulator_blueprint import Blueprint, Effects, Response, Sensor, mixed
 from deploy.simulator_draws import Activity, Floats, Ints, Keys, active, constant, normal, since_start, uniform
 
 ORBIT = 300
@@ -91,12 +91,12 @@ class Spacecraft:
         sun = self._illumination(position)
         other_sun = self._illumination((position + ORBIT // 2) % ORBIT)
         self._sun = sun
-        self._array_sun = mixed(effects.coupling[:, :, _SOLAR], sun, other_sun)
+        self._metered_sun = mixed(effects.coupling[:, :, _SOLAR], sun, other_sun)
         self._panel_sun = mixed(effects.coupling[:, :, _PANEL], sun, other_sun)
         self._commands = self._schedule(orbit, position)
         other = self._schedule(*np.divmod(slots[:, None] + self._phase + ORBIT // 2, ORBIT))
         self._other_load = _switched_load(other)
-        self._metered = effects.coupling[:, :, _LOAD]
+        self._load_coupling = effects.coupling[:, :, _LOAD]
         self._response = effects.response
         self._noise = normal(self._keys, slots[:, None], _LOAD_LANE)
 
@@ -134,13 +134,14 @@ class Spacecraft:
         load_w = electronics_w + _BUS_V * wheel_a + _HEATER_W * effect[:, _HEATER]
 
         # Cold cells give more: the current peaks where the panel leaves the shadow.
-        solar_a = self._array_a * self._array_sun[index] * (1.0 - 0.0008 * (self._panel - 28.0))
-        battery_a, battery_v = self._charge_battery(_BUS_V * solar_a - load_w)
+        array_a = self._array_a * (1.0 - 0.0008 * (self._panel - 28.0))
+        battery_a, battery_v = self._charge_battery(_BUS_V * array_a * sun - load_w)
         self._exchange_heat(index, electronics_w, effect[:, _HEATER], battery_a)
 
-        metered = self._metered[index]
-        shown_w = load_w + (1.0 - metered) * (self._other_load[index] - _switched_load(effect))
-        load_a = shown_w / _BUS_V
+        # Broken couplings are of the meters: a night without sun would leave the battery empty long after the fault.
+        solar_a = array_a * self._metered_sun[index]
+        metered_w = mixed(self._load_coupling[index], _switched_load(effect), self._other_load[index])
+        load_a = (load_w - _switched_load(effect) + metered_w) / _BUS_V
         bus_v = _BUS_V + 0.2 * sun - 0.06 * load_w / _BUS_V + 0.05 * (battery_v - 30.0)
         truth = (
             *(sun, solar_a, battery_a, battery_v, bus_v, load_a),
@@ -196,12 +197,12 @@ BLUEPRINT = Blueprint(
     sensors=SENSORS,
     commands=COMMANDS,
     cycle=ORBIT,
-    responses={
-        ("heater_on",): ("battery_temperature_c", "load_current_a"),
-        ("payload_on",): ("load_current_a", "electronics_temperature_c"),
-        ("transmitter_on",): ("load_current_a", "electronics_temperature_c"),
-        ("slew_plus", "slew_minus"): ("wheel_speed_rpm", "wheel_current_a"),
-    },
+    responses=(
+        Response(("heater_on",), ("battery_temperature_c", "load_current_a")),
+        Response(("payload_on",), ("load_current_a", "electronics_temperature_c")),
+        Response(("transmitter_on",), ("load_current_a", "electronics_temperature_c")),
+        Response(("slew_plus", "slew_minus"), ("wheel_speed_rpm", "wheel_current_a")),
+    ),
     couplings=("solar_current_a", "load_current_a", "panel_temperature_c"),
     plant=Spacecraft,
 )
