@@ -20,7 +20,8 @@ class DenoiserConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Hyper-parameters of the network (paper, Figure 1 and Table 2) and its noise schedule.
 
     numeric: C reconstructed channels. commands: K command channels. entities: E trained entities, without the
-    reserved index 0 of an entity never seen. state: N. timesteps: T of a linear beta schedule.
+    reserved index 0 of an entity never seen. state: N. patch: slots that the cascade sees as one position, 1 in the
+    paper; it must divide the window's length. timesteps: T of a linear beta schedule.
     """
 
     numeric: int
@@ -31,6 +32,7 @@ class DenoiserConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     state: int = 32
     kernel_size: int = 3
     dilation_cycle: int = 4
+    patch: int = 1
     use_commands: bool = True
     use_entity: bool = True
     timesteps: int = 200
@@ -53,6 +55,20 @@ class ScoringConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     top_channels: int = 5
     noise_seed: int = 0
     sigmas: float = 3.0
+
+
+class DecisionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How scores become alerts.
+
+    final_sigmas: a final score so many deviations above the mean of the entity's scores so far is anomalous (the
+    three-sigma rule). provisional_sigmas: the same for a provisional score, which rests on less. memory: slots of
+    scores that mean and deviation remember. resolve_after: normal slots that end an episode.
+    """
+
+    final_sigmas: float = 3.0
+    provisional_sigmas: float = 6.0
+    memory: int = 5000
+    resolve_after: int = 50
 
 
 class Moments(msgspec.Struct, frozen=True):
@@ -122,6 +138,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     channels: list[Channel]
     denoiser: DenoiserConfig
     scoring: ScoringConfig
+    decision: DecisionConfig = DecisionConfig()
     entities: list[EntityCalibration]
     unseen: EntityCalibration
     provisional_tail: Tail

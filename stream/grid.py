@@ -45,14 +45,18 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     f"hop + final_delay ({self.hop} + {self.final_delay}) must fit into length ({self.length})",
                 ),
                 (
-                    self.slack < 2 * (self.hop + self.lateness),
-                    f"slack wants at least 2 * (hop + lateness) = {2 * (self.hop + self.lateness)}, got {self.slack}",
+                    self.slack < self._least_slack,
+                    f"slack wants at least 2 * (hop + lateness) + final_delay = {self._least_slack}, got {self.slack}",
                 ),
             )
             if bad
         ]
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def _least_slack(self) -> int:
+        return 2 * (self.hop + self.lateness) + self.final_delay
 
     @property
     def capacity(self) -> int:
@@ -63,7 +67,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def max_gap(self) -> int:
         """Slots an entity may skip and still be the same life; after a longer silence it starts anew.
 
-        Chosen so that a row after the gap never takes the place of one that a window still to be cut needs.
+        Chosen so that a row after the gap never takes the place of one that a window still to be cut needs, and so
+        that the windows which make the earlier rows final end before the new life begins.
         """
         return self.slack - self.hop - self.lateness
 

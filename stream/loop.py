@@ -27,7 +27,6 @@ from stream.settings import KafkaSettings
 
 _log = structlog.get_logger()
 
-BATCH_RECORDS = 2000
 POLL_S = 0.05
 
 
@@ -66,11 +65,16 @@ class Stage(Protocol):
 
 
 class LoopConfig(NamedTuple):
-    """Names of one loop. transactional_id: stable per process instance, so that its successor ends its transaction."""
+    """What one loop reads, and as whom.
+
+    transactional_id: stable per process instance, so that its successor ends the transaction it left open.
+    batch_records: how many records at most are worked on before a commit.
+    """
 
     topic: str
     group: str
     transactional_id: str
+    batch_records: int
 
 
 class TransactionalLoop:
@@ -144,7 +148,7 @@ class TransactionalLoop:
 
     def _consume(self, consumer: Consumer) -> list[Record]:
         try:
-            messages = consumer.consume(BATCH_RECORDS, timeout=0.0 if self._held else POLL_S)
+            messages = consumer.consume(self._config.batch_records, timeout=0.0 if self._held else POLL_S)
         except KafkaException as error:
             raise TransientError(f"consuming {self._config.topic}: {_text(error)}") from error
         for message in messages:

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import structlog
 
@@ -16,21 +17,32 @@ from stream.topics import Topic, ensure_topics, group_name, topic_name
 _log = structlog.get_logger()
 
 
-def run_service(
-    settings: Settings, name: str, topic: Topic, stage: Stage, metrics: Metrics, health: Health, stop: threading.Event
-) -> None:
+class Service(NamedTuple):
+    """A stage with what it reads. name: also its consumer group. batch_records: see `LoopConfig`."""
+
+    name: str
+    topic: Topic
+    batch_records: int
+    stage: Stage
+    metrics: Metrics
+    health: Health
+
+
+def run_service(settings: Settings, service: Service, stop: threading.Event) -> None:
     """Serve metrics and run the stage on a topic until `stop` is set.
 
     Raises UsageError for what can't work, TransientError when broker or Redis stay away past the deadline.
     """
-    with MetricsServer(settings.metrics, metrics, health) as server:
+    group = group_name(settings.topics, service.name)
+    topic = topic_name(settings.topics, service.topic)
+    config = LoopConfig(topic, group, f"{group}-{settings.instance}", service.batch_records)
+    loop = TransactionalLoop(settings.kafka, config, service.stage, service.metrics, service.health)
+    with MetricsServer(settings.metrics, service.metrics, service.health) as server:
         wait_for_broker(settings.kafka)
         ensure_topics(make_admin(settings.kafka), settings.topics)
-        group = group_name(settings.topics, name)
-        config = LoopConfig(topic_name(settings.topics, topic), group, f"{group}-{settings.instance}")
-        _log.info("started", service=name, group=group, metrics_port=server.port, topic=config.topic)
-        TransactionalLoop(settings.kafka, config, stage, metrics, health).run(stop.is_set)
-    _log.info("stopped", service=name)
+        _log.info("started", service=service.name, group=group, metrics_port=server.port, topic=topic)
+        loop.run(stop.is_set)
+    _log.info("stopped", service=service.name)
 
 
 @contextmanager

@@ -28,13 +28,14 @@ from stream.kafka import Outgoing, Record, wait_until
 from stream.loop import Progress
 from stream.metrics import Health, Metrics
 from stream.ring import Layout, Write
-from stream.service import run_service
+from stream.service import Service, run_service
 from stream.settings import FamilySettings, Settings
 from stream.topics import DEAD_LETTERS, TELEMETRY, WINDOWS, topic_name
 from stream.window_store import RingRef, RingWrite, WindowStore, connect
 
 _log = structlog.get_logger()
 _DAY_MS = 86_400_000
+_BATCH_RECORDS = 2000
 _NOTICE = msgspec.json.Encoder()
 _HEAD = msgspec.msgpack.Encoder()
 _HEAD_DECODER = msgspec.msgpack.Decoder(HeadRecord)
@@ -322,7 +323,7 @@ def run_windower(settings: Settings, stop: threading.Event) -> None:
     acks = KafkaAcknowledgements(settings)
     try:
         stage = Windower(settings, store, acks, metrics)
-        run_service(settings, "windower", TELEMETRY, stage, metrics, health, stop)
+        run_service(settings, Service("windower", TELEMETRY, _BATCH_RECORDS, stage, metrics, health), stop)
     finally:
         acks.close()
         store.close()

@@ -1,0 +1,243 @@
+"""From the scores of a window to score blocks: which slots, which threshold, how improbable. Pure: no store, no clock.
+
+The three-sigma rule is kept on the entity's own scores so far (paper, section 4.2, read causally): mean and variance
+start from training data and follow the scored series. A score above the threshold enters them as the threshold, so an
+anomaly hardly lifts the threshold while a lasting change of level is adapted to within `memory` slots.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.manifest import DecisionConfig, EntityCalibration, Manifest, Moments, Tail
+from stream.contracts import ChannelEvidence, ModelRef, ScoreBlock, Stage, WindowNotice
+
+EVIDENCE_CHANNELS = 3
+_SMALLEST_P = 1e-12
+
+
+class WindowView(NamedTuple):
+    """One scored window. values, residual, expected, band: (C, L) of the numeric channels; see `WindowScores`."""
+
+    values: NDArray[np.float32]
+    provisional: NDArray[np.float32]
+    final: NDArray[np.float32]
+    residual: NDArray[np.float32]
+    expected: NDArray[np.float32]
+    band: NDArray[np.float32]
+
+
+class SeriesMoments(msgspec.Struct, frozen=True):
+    """Moments of an entity's scores so far, by stage, for one model version."""
+
+    version: str
+    provisional: Moments
+    final: Moments
+
+
+class Hit(NamedTuple):
+    """The anomalous slots of one block. z: deviations of the peak above the mean of the scores so far."""
+
+    stage: Stage
+    first_slot: int
+    last_slot: int
+    peak_slot: int
+    score: float
+    threshold: float
+    p_value: float
+    z: float
+    channels: list[ChannelEvidence]
+
+
+class Decision(NamedTuple):
+    """What one window says."""
+
+    blocks: list[ScoreBlock]
+    hits: list[Hit]
+    moments: SeriesMoments
+
+
+def initial_moments(manifest: Manifest, entity: EntityCalibration) -> SeriesMoments:
+    """Start from what training data said of the entity."""
+    return SeriesMoments(manifest.version, entity.provisional, entity.final)
+
+
+def decide(
+    manifest: Manifest, numeric: Sequence[str], notice: WindowNotice, view: WindowView, moments: SeriesMoments
+) -> Decision:
+    """Judge the slots that a window scores for the first time and those whose score it makes final."""
+    rule, front = manifest.decision, notice.end_slot - notice.final_delay
+    provisional = _Part("provisional", notice.end_slot, view.provisional, moments.provisional, rule.provisional_sigmas)
+    final = _Part("final", front, view.final, moments.final, rule.final_sigmas)
+    blocks: list[ScoreBlock] = []
+    hits: list[Hit] = []
+    after: list[Moments] = []
+    for part in (provisional, final):
+        judged = _judge(manifest, notice, part)
+        if judged is not None:
+            evidence = _evidence(numeric, view, judged.peak_position)
+            blocks.append(_block(manifest, notice, judged, evidence))
+            hits += _hits(judged, evidence)
+        after.append(part.moments if judged is None else follow(part.moments, judged.scores, judged.threshold, rule))
+    return Decision(blocks, hits, SeriesMoments(manifest.version, *after))
+
+
+def unscored(notice: WindowNotice) -> list[ScoreBlock]:
+    """Report the slots of a window that can't be scored for want of a model, as gaps."""
+    fronts: tuple[tuple[Stage, int], ...] = (
+        ("provisional", notice.end_slot),
+        ("final", notice.end_slot - notice.final_delay),
+    )
+    spans = [(stage, max(last - notice.new_slots + 1, notice.first_slot), last) for stage, last in fronts]
+    return [
+        ScoreBlock(
+            entity=notice.entity,
+            family=notice.family,
+            stage=stage,
+            start_slot=first,
+            ts_ms=first * notice.interval_ms,
+            interval_ms=notice.interval_ms,
+            scores=[None] * (last - first + 1),
+            p_values=[None] * (last - first + 1),
+            preds=[False] * (last - first + 1),
+            threshold=0.0,
+            channels=[],
+            model=ModelRef(notice.family, "none"),
+        )
+        for stage, first, last in spans
+        if first <= last
+    ]
+
+
+def follow(moments: Moments, scores: NDArray[np.float64], threshold: float, rule: DecisionConfig) -> Moments:
+    """Update moments by scores (n,), NaN ignored, those above the threshold counted as the threshold.
+
+    Chan et al.'s pairwise update; the older moments weigh as at most `rule.memory` scores.
+    """
+    new = np.minimum(scores[~np.isnan(scores)], threshold)
+    if not len(new):
+        return moments
+    old = max(min(moments.count, rule.memory - len(new)), 0.0)
+    total = old + len(new)
+    shift = float(new.mean()) - moments.mean
+    mean = moments.mean + shift * len(new) / total
+    variance = (old * moments.variance + len(new) * float(new.var()) + shift**2 * old * len(new) / total) / total
+    return Moments(total, mean, variance)
+
+
+def tail_probability(tail: Tail, z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how probable a standardised score at least as high is in normal data; NaN stays NaN.
+
+    Between the tail's levels by interpolation, beyond the last one by an exponential through the last two.
+    """
+    levels, values = np.array(tail.levels), np.array(tail.values)
+    inside = 1 - np.interp(z, values, levels)
+    rate = np.log((1 - levels[-2]) / (1 - levels[-1])) / max(values[-1] - values[-2], 1e-9)
+    beyond = (1 - levels[-1]) * np.exp(-rate * np.maximum(z - values[-1], 0))
+    p = np.where(z > values[-1], beyond, inside)
+    return np.where(np.isnan(z), np.nan, np.maximum(p, _SMALLEST_P))
+
+
+class _Part(NamedTuple):
+    """One stage of a window before it is judged. last: its newest slot. scores: (L,)."""
+
+    stage: Stage
+    last: int
+    scores: NDArray[np.float32]
+    moments: Moments
+    sigmas: float
+
+
+class _Judged(NamedTuple):
+    """The new slots of one stage. peak_position: where in the window the highest score is."""
+
+    stage: Stage
+    first: int
+    scores: NDArray[np.float64]
+    p_values: NDArray[np.float64]
+    preds: NDArray[np.bool_]
+    threshold: float
+    z: NDArray[np.float64]
+    peak_position: int | None
+
+
+def _judge(manifest: Manifest, notice: WindowNotice, part: _Part) -> _Judged | None:
+    first = max(part.last - notice.new_slots + 1, notice.first_slot)
+    if first > part.last:
+        return None
+    window_start = notice.end_slot - notice.length + 1
+    inside = part.scores[max(first - window_start, 0) : part.last - window_start + 1].astype(np.float64)
+    scores = np.concatenate([np.full(part.last - first + 1 - len(inside), np.nan), inside])
+    deviation = max(part.moments.variance, 0.0) ** 0.5
+    threshold = part.moments.mean + part.sigmas * deviation
+    z = (scores - part.moments.mean) / max(deviation, 1e-9)
+    tail = manifest.provisional_tail if part.stage == "provisional" else manifest.final_tail
+    peak = None if np.isnan(scores).all() else first + int(np.nanargmax(scores)) - window_start
+    return _Judged(part.stage, first, scores, tail_probability(tail, z), scores > threshold, threshold, z, peak)
+
+
+def _block(manifest: Manifest, notice: WindowNotice, judged: _Judged, evidence: list[ChannelEvidence]) -> ScoreBlock:
+    return ScoreBlock(
+        entity=notice.entity,
+        family=notice.family,
+        stage=judged.stage,
+        start_slot=judged.first,
+        ts_ms=judged.first * notice.interval_ms,
+        interval_ms=notice.interval_ms,
+        scores=_nullable(judged.scores, 7),
+        p_values=_nullable(judged.p_values, 4),
+        preds=judged.preds.tolist(),
+        threshold=judged.threshold,
+        channels=evidence,
+        model=ModelRef(manifest.name, manifest.version),
+    )
+
+
+def _hits(judged: _Judged, evidence: list[ChannelEvidence]) -> list[Hit]:
+    flagged = np.flatnonzero(judged.preds)
+    if not len(flagged):
+        return []
+    peak = int(np.nanargmax(judged.scores))
+    hit = Hit(
+        stage=judged.stage,
+        first_slot=judged.first + int(flagged[0]),
+        last_slot=judged.first + int(flagged[-1]),
+        peak_slot=judged.first + peak,
+        score=float(judged.scores[peak]),
+        threshold=judged.threshold,
+        p_value=float(judged.p_values[peak]),
+        z=float(judged.z[peak]),
+        channels=evidence,
+    )
+    return [hit]
+
+
+def _evidence(numeric: Sequence[str], view: WindowView, position: int | None) -> list[ChannelEvidence]:
+    if position is None:
+        return []
+    residual = view.residual[:, position]
+    total = max(float(residual.sum()), 1e-9)
+    order = np.argsort(-residual, kind="stable")[:EVIDENCE_CHANNELS]
+    return [_channel_evidence(numeric[c], view, c, position, float(residual[c]) / total) for c in order]
+
+
+def _channel_evidence(name: str, view: WindowView, channel: int, position: int, share: float) -> ChannelEvidence:
+    observed = float(view.values[channel, position])
+    expected = float(view.expected[channel, position])
+    half = float(view.band[channel, position])
+    return ChannelEvidence(
+        channel=name,
+        share=round(share, 4),
+        observed=None if np.isnan(observed) else observed,
+        expected=expected,
+        low=expected - half,
+        high=expected + half,
+    )
+
+
+def _nullable(values: NDArray[np.float64], digits: int) -> list[float | None]:
+    """Round to significant digits, which keeps records small, and turn NaN into null."""
+    return [None if value != value else float(f"{value:.{digits}g}") for value in values.tolist()]

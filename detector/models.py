@@ -1,0 +1,169 @@
+"""Which checkpoint scores which family right now. Owns loading, warming and swapping; scores nothing itself.
+
+A new champion is read, verified and warmed in a thread while the old one goes on; `refresh`, called between batches,
+puts it in place. A checkpoint that can't be trusted or does not fit the declared family is refused once, loudly.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import structlog
+import torch
+from numpy.typing import NDArray
+
+from detector.checkpoint import Bundle, verify_golden
+from detector.engine import Detector, WindowBatch
+from detector.manifest import EntityCalibration, Manifest
+from detector.registry import Registry
+from stream.errors import CheckpointError, TransientError
+from stream.metrics import Metrics
+from stream.settings import FamilySettings
+
+_log = structlog.get_logger()
+
+
+class Model:
+    """A checkpoint ready to score.
+
+    columns: where each of its channels stands in a row of the window store. numeric: which of its channels are
+    reconstructed, numeric_names their names.
+    """
+
+    def __init__(self, detector: Detector, columns: NDArray[np.intp]) -> None:
+        """Index what the manifest lists."""
+        self.detector = detector
+        self.manifest = detector.manifest
+        self.columns = columns
+        self.numeric = [i for i, channel in enumerate(self.manifest.channels) if channel.kind == "numeric"]
+        self.numeric_names = [self.manifest.channels[i].name for i in self.numeric]
+        self._calibrations = {entity.name: entity for entity in self.manifest.entities}
+
+    def calibration(self, entity: str) -> EntityCalibration:
+        """Return an entity's calibration, that of unseen entities if training never saw it."""
+        return self._calibrations.get(entity, self.manifest.unseen)
+
+
+class Models:
+    """The champions of the declared families."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        families: list[FamilySettings],
+        metrics: Metrics,
+        *,
+        device: str = "cpu",
+        poll_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Load nothing yet."""
+        self._registry = registry
+        self._families = {family.name: family for family in families}
+        self._metrics = metrics
+        self._device = device
+        self._poll_s = poll_s
+        self._clock = clock
+        self._polled = float("-inf")
+        self._models: dict[str, Model] = {}
+        self._refused: dict[str, str] = {}
+        self._loading: dict[str, tuple[str, Future[Model]]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="load-model")
+
+    def current(self, family: str) -> Model | None:
+        """Return the model in use for a family, None while it has none."""
+        return self._models.get(family)
+
+    def refresh(self, *, wait: bool = False) -> None:
+        """Put finished loads in place and start loading new champions; with `wait`, finish all of it now."""
+        if wait or self._clock() - self._polled >= self._poll_s:
+            self._polled = self._clock()
+            for family in self._families:
+                self._look(family)
+        for family, (version, future) in list(self._loading.items()):
+            if wait or future.done():
+                del self._loading[family]
+                self._finish(family, version, future)
+
+    def close(self) -> None:
+        """Stop loading."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _look(self, family: str) -> None:
+        try:
+            version = self._registry.alias(family, "champion")
+        except TransientError as error:
+            _log.warning("the registry can't be read; the model in use goes on", family=family, error=str(error))
+            return
+        present = self._models.get(family)
+        known = {self._refused.get(family), present and present.manifest.version}
+        if version is not None and version not in known and family not in self._loading:
+            self._loading[family] = version, self._thread.submit(self._load, family, version)
+
+    def _finish(self, family: str, version: str, future: "Future[Model]") -> None:
+        before = self._models.get(family)
+        try:
+            self._models[family] = future.result()
+        except CheckpointError as error:
+            self._refused[family] = version
+            self._metrics.model_swaps.labels("refused").inc()
+            _log.error("checkpoint refused; the old model goes on", family=family, version=version, reason=str(error))
+            return
+        except TransientError as error:
+            _log.warning("checkpoint can't be read yet", family=family, version=version, error=str(error))
+            return
+        if before is not None:
+            self._metrics.model_info.labels(family, before.manifest.version).set(0)
+        self._metrics.model_info.labels(family, version).set(1)
+        self._metrics.model_swaps.labels("done").inc()
+        _log.info("model in use", family=family, version=version, before=before and before.manifest.version)
+
+    def _load(self, family: str, version: str) -> Model:
+        bundle = self._registry.read(family, version)
+        columns = fit_columns(self._families[family], bundle.manifest)
+        return Model(prove(bundle, self._device), columns)
+
+
+def prove(bundle: Bundle, device: str = "cpu") -> Detector:
+    """Build the detector of a bundle and run its golden windows, which also warms it.
+
+    Raises CheckpointError if the scores are not those the bundle was published with.
+    """
+    detector = Detector(bundle.manifest, bundle.weights, device)
+
+    def score(
+        entities: Sequence[str], end_slots: NDArray[np.int64], values: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        scores = detector.score(WindowBatch(entities, end_slots, values))
+        return scores.provisional, scores.final
+
+    verify_golden(bundle, score)
+    return detector
+
+
+def fit_columns(family: FamilySettings, manifest: Manifest) -> NDArray[np.intp]:
+    """Return where the model's channels stand in the family's rows.
+
+    Raises CheckpointError if the checkpoint was made for other channels or another geometry.
+    """
+    wanted, declared = [channel.name for channel in manifest.channels], list(family.channels)
+    if sorted(wanted) != sorted(declared):
+        odd = sorted(set(wanted) ^ set(declared))
+        raise CheckpointError(f"checkpoint and family {family.name} differ in channels: {', '.join(odd[:5])}")
+    ours, theirs = family.geometry, manifest.geometry
+    if (ours.length, ours.final_delay, family.interval_ms) != (
+        theirs.length,
+        theirs.final_delay,
+        manifest.interval_ms,
+    ):
+        raise CheckpointError(
+            f"family {family.name} has length {ours.length}, final_delay {ours.final_delay}, interval_ms "
+            f"{family.interval_ms}; the checkpoint wants {theirs.length}, {theirs.final_delay}, {manifest.interval_ms}"
+        )
+    return np.array([declared.index(name) for name in wanted])
+
+
+def choose_device(wanted: str) -> str:
+    """Return the torch device: what was asked for, or a GPU if there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted

@@ -1,0 +1,138 @@
+"""Scores of recorded telemetry by the live path's own code: the same cuts, the same network, the same judgement.
+
+Owns the walk over recorded series; knows no file and no broker.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.decision import WindowView, decide, initial_moments
+from detector.engine import WindowBatch
+from detector.models import Model
+from stream.contracts import ScoreBlock, SourceRange, WindowNotice
+from stream.frames import frame
+from stream.grid import Geometry
+from stream.heads import Cut, Head
+
+_BATCH_WINDOWS = 64
+
+
+class Series(Protocol):
+    """Recorded rows of one entity. slots: (n,) ascending, each once. values: (n, C_all), channels in manifest order."""
+
+    @property
+    def entity(self) -> str:
+        """The entity's name."""
+
+    @property
+    def slots(self) -> NDArray[np.int64]:
+        """Slots of the rows."""
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The rows, NaN where missing."""
+
+
+class SeriesScores(NamedTuple):
+    """Scores of the rows of one entity, (n,) each; score and p_value are NaN for a row that can't be scored.
+
+    provisional: the score known at once. final: whether `score` had all the later slots it waits for; the last rows
+    of a series have the score of what there is.
+    """
+
+    entity: str
+    score: NDArray[np.float64]
+    p_value: NDArray[np.float64]
+    pred: NDArray[np.bool_]
+    provisional: NDArray[np.float64]
+    final: NDArray[np.bool_]
+
+
+def score_series(model: Model, series: Series) -> SeriesScores:
+    """Score the rows of one entity as the live pipeline does.
+
+    The rows behind the last live window get one window more; the last `final_delay` rows get the final score of a
+    series that ends there.
+    """
+    result = _empty(series)
+    moments = initial_moments(model.manifest, model.calibration(series.entity))
+    cuts = cut_series(model.manifest.geometry, series)
+    for start in range(0, len(cuts), _BATCH_WINDOWS):
+        part = cuts[start : start + _BATCH_WINDOWS]
+        for notice, view in zip(_notices(model, series, part), _views(model, series, part), strict=True):
+            decision = decide(model.manifest, model.numeric_names, notice, view, moments)
+            moments = decision.moments
+            for block in decision.blocks:
+                _put(result, series, block, known=True)
+    last = msgspec.structs.replace(notice, final_delay=0, new_slots=notice.final_delay)
+    for block in decide(model.manifest, model.numeric_names, last, view, moments).blocks:
+        if block.stage == "final":
+            _put(result, series, block, known=False)
+    return result
+
+
+def cut_series(geometry: Geometry, series: Series) -> list[Cut]:
+    """Return the windows that the live windower would cut, and one more for the rows behind the last of them."""
+    head = Head(geometry, int(series.slots[0]))
+    return [cut for index, slot in enumerate(series.slots.tolist()) for cut in head.add(slot, index)] + head.flush()
+
+
+def _notices(model: Model, series: Series, cuts: Sequence[Cut]) -> list[WindowNotice]:
+    geometry = model.manifest.geometry
+    return [
+        WindowNotice(
+            entity=series.entity,
+            family=model.manifest.name,
+            interval_ms=model.manifest.interval_ms,
+            end_slot=cut.end_slot,
+            length=geometry.length,
+            new_slots=cut.new_slots,
+            final_delay=geometry.final_delay,
+            rows=cut.rows,
+            ring=cut.ring,
+            first_slot=cut.first_slot,
+            gap_slots=cut.gap_slots,
+            source=SourceRange("", 0, cut.first_offset, cut.last_offset),
+            trigger_ms=0,
+        )
+        for cut in cuts
+    ]
+
+
+def _views(model: Model, series: Series, cuts: Sequence[Cut]) -> Iterator[WindowView]:
+    length = model.manifest.geometry.length
+    ends = np.array([cut.end_slot for cut in cuts], dtype=np.int64)
+    values = frame(series.slots, series.values, ends, length)
+    for window, cut in zip(values, cuts, strict=True):
+        window[:, : max(0, cut.first_slot - (cut.end_slot - length + 1))] = np.nan  # rows of an earlier life
+    scores = model.detector.score(WindowBatch([series.entity] * len(cuts), ends, values))
+    numeric = values[:, model.numeric]
+    columns = (numeric, scores.provisional, scores.final, scores.residual, scores.expected, scores.band)
+    return (WindowView(*window) for window in zip(*columns, strict=True))
+
+
+def _empty(series: Series) -> SeriesScores:
+    rows = len(series.slots)
+    nan = np.full(rows, np.nan)
+    no = np.zeros(rows, dtype=bool)
+    return SeriesScores(series.entity, nan, nan.copy(), no, nan.copy(), no.copy())
+
+
+def _put(result: SeriesScores, series: Series, block: ScoreBlock, *, known: bool) -> None:
+    """Enter a block's scores into the rows they belong to. known: whether a final score has all it waits for."""
+    slots = np.arange(block.start_slot, block.start_slot + len(block.scores))
+    row = np.searchsorted(series.slots, slots).clip(max=len(series.slots) - 1)
+    present = series.slots[row] == slots
+    row = row[present]
+    scores = np.array(block.scores, dtype=np.float64)[present]
+    if block.stage == "provisional":
+        result.provisional[row] = scores
+        return
+    result.score[row] = scores
+    result.p_value[row] = np.array(block.p_values, dtype=np.float64)[present]
+    result.pred[row] = np.array(block.preds)[present]
+    result.final[row] = known
