@@ -23,16 +23,16 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     channels: where it acts, and for a wrong response the dead commands together with the channels that should answer.
     magnitude, by kind, with sizes in spreads (standard deviations) of the channel's normal values over a cycle:
 
-    stuck                   unused. The sensor repeats its last reading while the truth moves on, typically by 1 to 2.
+    stuck                   unused. The sensor repeats its last reading while the truth moves on, planned by 0.5 to 3.
     drift                   bias reached at last_slot, growing linearly from 0. Planned 1.5 to 3.
     spike                   size of a disturbance of one slot in three. Planned 3 to 6.
-    noise_burst             standard deviation of the added noise. Planned 0.5 to 1.
-    wrong_command_response  share of the actuator's effect that is lost. Planned 1: no answer, 2 to 10 in a wheel or a
-                            backup, 0.5 to 1.5 in a temperature.
-    correlation_break       share of the channel's driver that comes from half a cycle away. Planned 1: every value
-                            stays in its normal range, and differs by 1 to 2 from what the other channels imply.
+    noise_burst             standard deviation of the added noise. Planned 0.3 to 0.6.
+    wrong_command_response  share of the actuator's effect that is lost. Planned 1: the answer misses by 1.5 to 4.
+    correlation_break       share of the channel's driver that comes from half a cycle away. Planned 1: the value is one
+                            of the channel's normal ones, and 0.5 to 3 from what the other channels imply.
 
-    None leaves a channel's normal range by more than the spike, so what shows them is not a fixed limit.
+    So hardly a planned fault but the spike leaves its channel's normal range, and a fixed limit finds none; a linear
+    prediction from the other channels misses by 5 to 100 of its own normal errors at the peak.
     """
 
     entity: str

@@ -27,9 +27,9 @@ SENSORS = (
 )
 COMMANDS = ("heater_on", "payload_on", "transmitter_on", "slew_plus", "slew_minus")
 
-_SOLAR, _LOAD, _PANEL, _BATTERY = (
+_SUN, _SOLAR, _PANEL, _BATTERY = (
     [sensor.name for sensor in SENSORS].index(name)
-    for name in ("solar_current_a", "load_current_a", "panel_temperature_c", "battery_temperature_c")
+    for name in ("sun_sensor", "solar_current_a", "panel_temperature_c", "battery_temperature_c")
 )
 _HEATER, _PAYLOAD, _TRANSMITTER, _PLUS, _MINUS = range(len(COMMANDS))
 
@@ -91,12 +91,10 @@ class Spacecraft:
         sun = self._illumination(position)
         other_sun = self._illumination((position + ORBIT // 2) % ORBIT)
         self._sun = sun
+        self._shown_sun = mixed(effects.coupling[:, :, _SUN], sun, other_sun)
         self._metered_sun = mixed(effects.coupling[:, :, _SOLAR], sun, other_sun)
         self._panel_sun = mixed(effects.coupling[:, :, _PANEL], sun, other_sun)
         self._commands = self._schedule(orbit, position)
-        other = self._schedule(*np.divmod(slots[:, None] + self._phase + ORBIT // 2, ORBIT))
-        self._other_load = _switched_load(other)
-        self._load_coupling = effects.coupling[:, :, _LOAD]
         self._response = effects.response
         self._noise = normal(self._keys, slots[:, None], _LOAD_LANE)
 
@@ -130,7 +128,8 @@ class Spacecraft:
 
         wheel_a = self._turn_wheel(effect)
         self._jitter = 0.9 * self._jitter + 0.35 * self._noise[index]
-        electronics_w = self._base_w + self._jitter + _switched_load(effect)
+        switched_w = _PAYLOAD_W * effect[:, _PAYLOAD] + _TRANSMITTER_W * effect[:, _TRANSMITTER]
+        electronics_w = self._base_w + self._jitter + switched_w
         load_w = electronics_w + _BUS_V * wheel_a + _HEATER_W * effect[:, _HEATER]
 
         # Cold cells give more: the current peaks where the panel leaves the shadow.
@@ -138,13 +137,12 @@ class Spacecraft:
         battery_a, battery_v = self._charge_battery(_BUS_V * array_a * sun - load_w)
         self._exchange_heat(index, electronics_w, effect[:, _HEATER], battery_a)
 
-        # Broken couplings are of the meters: a night without sun would leave the battery empty long after the fault.
+        # A broken coupling is the meter's: a night without sun would leave the battery empty long after the fault.
         solar_a = array_a * self._metered_sun[index]
-        metered_w = mixed(self._load_coupling[index], _switched_load(effect), self._other_load[index])
-        load_a = (load_w - _switched_load(effect) + metered_w) / _BUS_V
-        bus_v = _BUS_V + 0.2 * sun - 0.06 * load_w / _BUS_V + 0.05 * (battery_v - 30.0)
+        load_a = load_w / _BUS_V
+        bus_v = _BUS_V + 0.2 * sun - 0.06 * load_a + 0.05 * (battery_v - 30.0)
         truth = (
-            *(sun, solar_a, battery_a, battery_v, bus_v, load_a),
+            *(self._shown_sun[index], solar_a, battery_a, battery_v, bus_v, load_a),
             *(self._panel, self._battery, self._electronics, self._wheel, wheel_a),
         )
         return np.stack(truth, axis=1), commands
@@ -181,12 +179,6 @@ class Spacecraft:
         self._battery = self._battery + (battery_goal - self._battery) / self._battery_lag
 
 
-def _switched_load(commands: Floats) -> Floats:
-    """Return what payload and transmitter draw, in W, from commands (..., K)."""
-    drawn: Floats = _PAYLOAD_W * commands[..., _PAYLOAD] + _TRANSMITTER_W * commands[..., _TRANSMITTER]
-    return drawn
-
-
 def _thermostat(heater: Floats, temperature: Floats) -> Floats:
     """Return the heater's command: on below _HEATER_FROM until above _HEATER_TO."""
     return np.where(temperature < _HEATER_FROM, 1.0, np.where(temperature > _HEATER_TO, 0.0, heater))
@@ -203,6 +195,6 @@ BLUEPRINT = Blueprint(
         Response(("transmitter_on",), ("load_current_a", "electronics_temperature_c")),
         Response(("slew_plus", "slew_minus"), ("wheel_speed_rpm", "wheel_current_a")),
     ),
-    couplings=("solar_current_a", "load_current_a", "panel_temperature_c"),
+    couplings=("sun_sensor", "solar_current_a", "panel_temperature_c"),
     plant=Spacecraft,
 )
