@@ -25,12 +25,12 @@ class Denoiser(nn.Module):
         width = config.width
         self.condition = Condition(config)
         self.timestep = TimestepEmbedding(config)
-        self.input = nn.Conv1d(2 * config.numeric, width, 1)
+        self.input = nn.Conv1d(2 * config.numeric, width, config.patch, stride=config.patch)
         self.layers = nn.ModuleList(
             CascadeLayer(config, dilation=2 ** (layer % config.dilation_cycle)) for layer in range(config.layers)
         )
         self.head = nn.Conv1d(width, width, 1)
-        self.output = nn.Conv1d(width, config.numeric, 1)
+        self.output = nn.ConvTranspose1d(width, config.numeric, config.patch, stride=config.patch)
         for parameter in self.output.parameters():
             nn.init.zeros_(parameter)
 
@@ -38,7 +38,7 @@ class Denoiser(nn.Module):
         """Encode what the reconstruction is conditioned on, once a window, for all timesteps.
 
         commands: (B, K, L) in {-1 off, 0 missing, 1 on}. entity: (B,) int64, 0 for one never seen.
-        Returns the layers' gate inputs, (layers, B, 2 H, L), or (layers, B, 2 H, 1) without commands.
+        Returns the layers' gate inputs, (layers, B, 2 H, L / patch), or (layers, B, 2 H, 1) without commands.
         """
         gates: Tensor = self.condition(commands, entity)
         return gates
@@ -49,7 +49,7 @@ class Denoiser(nn.Module):
         x_t: (S B, C, L), zero where missing. valid: same shape, 1 where present. timestep: (S B,) in 1..T.
         condition: of B windows; with S > 1 the batch axis holds S runs of the same windows.
         """
-        x = F.relu(self.input(torch.cat([x_t, valid], 1)))  # (S B, H, L)
+        x = F.relu(self.input(torch.cat([x_t, valid], 1)))  # (S B, H, L / patch)
         shifts = self.timestep(timestep)  # (layers, S B, H, 1)
         skips = torch.zeros_like(x)
         for layer, shift, gate in zip(self.layers, shifts, condition, strict=True):
@@ -62,7 +62,7 @@ class Denoiser(nn.Module):
         """Cache every convolution kernel for inference on windows of this length."""
         for module in self.modules():
             if isinstance(module, BidirectionalS4D):
-                module.prepare(length)
+                module.prepare(length // self.config.patch)
 
 
 class Condition(nn.Module):
@@ -75,7 +75,9 @@ class Condition(nn.Module):
         self.layers = config.layers
         self.use_entity = config.use_entity
         self.commands = (
-            nn.Sequential(nn.Conv1d(config.commands, width, 1), nn.SiLU(), nn.Conv1d(width, width, 1))
+            nn.Sequential(
+                nn.Conv1d(config.commands, width, config.patch, config.patch), nn.SiLU(), nn.Conv1d(width, width, 1)
+            )
             if config.use_commands and config.commands
             else None
         )
@@ -130,6 +132,11 @@ class CascadeLayer(nn.Module):
         h = self.dilated(x + shift)  # (S B, 2 H, L)
         h = h.view(-1, len(gate), *h.shape[1:]) + gate  # (S, B, 2 H, L)
         signal, opening = h.flatten(0, 1).chunk(2, 1)
-        h = self.out(F.gelu(self.s4(torch.tanh(signal) * torch.sigmoid(opening))))
+        h = self.out(F.gelu(self.s4(_tanh(signal) * torch.sigmoid(opening))))
         residual, skip = h.chunk(2, 1)
         return (x + residual) * math.sqrt(0.5), skip
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """Compute tanh by the sigmoid, which is several times faster on a CPU."""
+    return 2 * torch.sigmoid(2 * x) - 1

@@ -82,16 +82,32 @@ def test_the_entity_switched_off_is_the_unseen_one() -> None:
     )
 
 
-def test_every_slot_sees_the_whole_window_both_ways() -> None:
-    denoiser, (x_t, valid, timestep, commands, entity) = network(), windows()
+@pytest.mark.parametrize("patch", [1, 4])
+def test_every_slot_sees_the_whole_window_both_ways(patch: int) -> None:
+    denoiser, (x_t, valid, timestep, commands, entity) = network(patch=patch), windows()
     x_t.requires_grad_()
     denoiser(x_t, valid, timestep, denoiser.encode_condition(commands, entity))[..., 20].sum().backward()
     assert x_t.grad is not None
     assert (x_t.grad.abs().sum((0, 1)) > 0).all()
 
 
-def test_prepared_network_is_the_plain_one() -> None:
-    denoiser, inputs = network(), windows()
+@pytest.mark.parametrize("patch", [1, 2, 8])
+def test_a_patch_moves_with_the_window(patch: int) -> None:
+    """In the middle of long windows, telemetry that comes `patch` slots later is reconstructed `patch` slots later."""
+    denoiser, (x_t, valid, timestep, commands, entity) = network(patch=patch), windows(length=1600)
+    for layer in denoiser.layers:
+        for kernel in (layer.s4.past, layer.s4.future):
+            torch.nn.init.constant_(kernel.log_dt, -1.0)
+    moved = predict(
+        denoiser, *(tensor.roll(patch, -1) for tensor in (x_t, valid)), timestep, commands.roll(patch, -1), entity
+    )
+    still = predict(denoiser, x_t, valid, timestep, commands, entity)
+    torch.testing.assert_close(moved[..., 800:816], still.roll(patch, -1)[..., 800:816], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("patch", [1, 4])
+def test_prepared_network_is_the_plain_one(patch: int) -> None:
+    denoiser, inputs = network(patch=patch), windows()
     plain = predict(denoiser, *inputs)
     denoiser.prepare(40)
     torch.testing.assert_close(predict(denoiser, *inputs), plain, atol=0, rtol=0)
