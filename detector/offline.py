@@ -75,10 +75,11 @@ def score_series(model: Model, series: Series) -> SeriesScores:
     return result
 
 
-def cut_series(geometry: Geometry, series: Series) -> list[Cut]:
-    """Return the windows that the live windower would cut, and one more for the rows behind the last of them."""
+def cut_series(geometry: Geometry, series: Series, *, ended: bool = True) -> list[Cut]:
+    """Return the windows that the live windower cuts; of a series that ended, one more for the rows behind them."""
     head = Head(geometry, int(series.slots[0]))
-    return [cut for index, slot in enumerate(series.slots.tolist()) for cut in head.add(slot, index)] + head.flush()
+    cuts = [cut for index, slot in enumerate(series.slots.tolist()) for cut in head.add(slot, index)]
+    return cuts + head.flush() if ended else cuts
 
 
 def _notices(model: Model, series: Series, cuts: Sequence[Cut]) -> list[WindowNotice]:

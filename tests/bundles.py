@@ -37,7 +37,7 @@ def make_manifest(**changes):
         "version": "unpublished",
         "created_ms": 0,
         "interval_ms": 1000,
-        "geometry": Geometry(length=LENGTH, hop=4, final_delay=4, slack=8),
+        "geometry": Geometry(length=LENGTH, hop=4, final_delay=4, slack=16),
         "channels": [Channel("a", "numeric"), Channel("cmd", "command"), Channel("b", "numeric")],
         "denoiser": DenoiserConfig(numeric=2, commands=1, entities=3, width=4),
         "scoring": ScoringConfig(starts=(5, 20), smoothing_size=5),
