@@ -60,10 +60,10 @@ def is_alive(process: ServerProcess | None) -> bool:
     found = _find(process)
     if process is None or found is None:
         return False
-    if found.status() == psutil.STATUS_ZOMBIE:
-        _reap(process.pid)
+    try:
+        return not _has_ended(found)
+    except psutil.NoSuchProcess:
         return False
-    return True
 
 
 def resident_bytes(process: ServerProcess | None) -> int:
@@ -141,11 +141,18 @@ def _find(process: ServerProcess | None) -> psutil.Process | None:
     return found if same else None
 
 
-def _reap(pid: int) -> None:
+def _has_ended(found: psutil.Process) -> bool:
+    """Say whether all of the process is over: its first thread may be gone while others still hold its ports."""
+    if found.status() != psutil.STATUS_ZOMBIE:
+        return False
     try:
-        os.waitpid(pid, os.WNOHANG)
+        return os.waitpid(found.pid, os.WNOHANG)[0] != 0
     except ChildProcessError:
-        return  # somebody else's child: its parent or init collects it
+        pass  # somebody else's child, whom its parent or init collects
+    try:
+        return found.num_threads() <= 1
+    except psutil.ZombieProcess:
+        return True
 
 
 def _signal_group(process: ServerProcess, number: signal.Signals) -> None:

@@ -235,3 +235,15 @@ def test_stopping_waits_for_the_process_to_be_gone(tmp_path: Path) -> None:
     assert is_alive(process)
     assert stop(process, grace_s=0.2)
     assert not is_alive(process)
+
+
+def test_a_killed_server_is_gone_when_kill_returns(tmp_path: Path) -> None:
+    """Its port is free at once, so that it comes back at the address its clients know."""
+    stack = LocalStack(tmp_path)
+    try:
+        url = stack.start_redis()
+        for _ in range(30):
+            stack.kill_redis()
+            assert stack.start_redis() == url
+    finally:
+        stack.stop()
