@@ -1,6 +1,7 @@
 """Which faults a run gets: spread over entities and kinds, where they show, with rest between. Knows no physics."""
 
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -117,7 +118,7 @@ class _Plan:
         else:
             places = self._disturbed(kind, start, EARLY if early else _WITHIN)
         fitting = [(self._contrast(kind, entity, place), place) for place in places if place.last <= self._last_slot]
-        contrast, best = max(fitting, default=(0.0, None))
+        contrast, best = max(fitting, key=itemgetter(0), default=(0.0, None))
         return best if contrast >= _LEAST_CONTRAST else None
 
     def _disturbed(self, kind: FaultKind, start: int, within: int) -> Iterator[_Place]:
@@ -133,10 +134,10 @@ class _Plan:
         """Yield the first run of the commands of one kind of response that begins in the cycle after start."""
         responses = self._blueprint.responses
         commands, answers = responses[int(self._rng.integers(len(responses)))]
-        rows = self._normal[entity][start - self._first_slot :][: self._blueprint.cycle]
+        rows = self._normal[entity][start - self._first_slot :]
         sent = np.any([rows[:, self._column(name)] > 0 for name in commands], axis=0)
         for first, last in _runs(sent, gap=_COAST if len(commands) > 1 else 0):
-            if first > 0 and last - first + 1 >= _SHORTEST_RUN:
+            if 0 < first < self._blueprint.cycle and last - first + 1 >= _SHORTEST_RUN:
                 yield _Place(commands + answers, start + first, start + last + _AFTER_RUN)
                 return
 
