@@ -1,1 +1,380 @@
-"""The command line: every verb calls one function elsewhere."""
+"""The command line: every verb calls one function elsewhere.
+
+Exit codes: 0 done, 1 failed with a reason on stderr, 2 bad usage. Imports are inside the verbs, so that a stream
+service carries no torch.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+
+from stream.errors import TelltaleError, UsageError
+from stream.logs import configure_logging
+from stream.service import stop_on_signals
+from stream.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from training.trainer import Progress
+
+app = typer.Typer(
+    help="Live anomaly detection for spacecraft and server telemetry.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+models_app = typer.Typer(help="The model registry.", no_args_is_help=True)
+config_app = typer.Typer(help="The settings in force.", no_args_is_help=True)
+bench_app = typer.Typer(help="Speed, measured on this machine.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(config_app, name="config")
+app.add_typer(bench_app, name="bench")
+
+out = Console()
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write one JSON object with the figures.")]
+DataFile = Annotated[Path, typer.Option(help="Parquet file of telemetry.", exists=True, dir_okay=False)]
+RegistryPath = Annotated[str, typer.Option(help="Folder or URL of the model registry.")]
+Interval = Annotated[str | None, typer.Option(help="Distance of two rows, such as 1s; told from `ts` if left out.")]
+OtherRegistry = Annotated[str | None, typer.Option("--registry", help="Registry; the configured one if left out.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        configure_logging(os.environ.get("TELLTALE_LOG_LEVEL", "info"))
+        app()
+    except UsageError as error:
+        sys.stderr.write(f"telltale: {error}\n")
+        sys.exit(2)
+    except TelltaleError as error:
+        sys.stderr.write(f"telltale: {error}\n")
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    source: Annotated[str, typer.Option(help="simulator, or a Parquet file of telemetry.")] = "simulator",
+    seconds: Annotated[float, typer.Option(help="Stream for so long, then compare and stop.", min=1)] = 120.0,
+    console: Annotated[bool, typer.Option(help="Open the console in the browser (not built yet).")] = False,
+    seed: Seed = 0,
+    json: JsonFile = None,
+) -> None:
+    """Run the whole product live on this machine: Kafka, Redis, model, telemetry, alerts."""
+    from deploy.demo import run_demo
+
+    if console:
+        raise UsageError("there is no browser console yet; run the demo with --no-console")
+    with stop_on_signals() as stop:
+        report = run_demo(source, seconds, seed=seed, console=out, stop=stop)
+    _write_json(json, report)
+
+
+@app.command()
+def up() -> None:
+    """Start the local Kafka and Redis, or find them running."""
+    from deploy.local_stack import up as start
+
+    with _bar("Kafka's jars") as show:
+        addresses = start(progress=show)
+    out.print(f"Apache Kafka {addresses.kafka_version} at {addresses.bootstrap}", highlight=False)
+    out.print(f"{addresses.redis_kind} {addresses.redis_version} at {addresses.redis_url}", highlight=False)
+
+
+@app.command()
+def down() -> None:
+    """Stop the local Kafka and Redis."""
+    from deploy.local_stack import down as stop
+
+    out.print("stopped" if stop() else "nothing was running")
+
+
+@app.command()
+def status() -> None:
+    """Say whether the local Kafka and Redis run and answer; exit 1 if they don't."""
+    from deploy.local_stack import status as look
+
+    stack = look()
+    for name, server in (("kafka", stack.kafka), ("redis", stack.redis)):
+        state = "answering" if server.answering else "running, not answering" if server.running else "not running"
+        where = f" at {server.address}, {server.resident_mib} MiB, log {server.log}" if server.running else ""
+        out.print(f"{name}: {state}{where}", highlight=False)
+    if not (stack.kafka.answering and stack.redis.answering):
+        raise typer.Exit(1)
+
+
+@app.command()
+def windower() -> None:
+    """Serve: telemetry into windows in Redis, and notices of those that are final."""
+    from stream.windower import run_windower
+
+    _serve(run_windower)
+
+
+@app.command()
+def worker() -> None:
+    """Serve: score announced windows, publish scores and alerts."""
+    from detector.worker import run_worker
+
+    _serve(run_worker)
+
+
+@app.command()
+def train(
+    data: DataFile,
+    registry: RegistryPath,
+    name: Annotated[str, typer.Option(help="Family, and name of its model.")],
+    preset: Annotated[str, typer.Option(help="small (CPU) or paper (GPU).")] = "small",
+    minutes: Annotated[float, typer.Option(help="Time budget of the training loop.", min=0.01)] = 5.0,
+    seed: Seed = 0,
+    promote: Annotated[bool, typer.Option(help="Make the new version the champion.")] = True,
+    interval: Interval = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder where an interrupted run is kept and goes on.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Train a model and publish it as a new version."""
+    from detector.models import choose_device
+    from detector.registry import Registry
+    from training.datasets import read_dataset
+    from training.publish import train_and_publish
+
+    settings = load_settings(registry=registry)
+    dataset = read_dataset(data, interval_ms=_interval_ms(interval))
+    geometry = next((family.geometry for family in settings.families if family.name == name), None)
+    target = Registry(registry)
+    with _bar(f"training {name}") as show:
+
+        def on_progress(p: "Progress") -> None:
+            show(f"loss {p.loss:.4f}", p.train_step, p.train_steps)
+
+        manifest = train_and_publish(
+            target,
+            dataset,
+            name=name,
+            preset=preset,
+            minutes=minutes,
+            seed=seed,
+            geometry=geometry,
+            state_folder=resume,
+            device=choose_device(settings.worker.device),
+            on_progress=on_progress,
+        )
+    if promote:
+        target.promote(name, manifest.version)
+    out.print(f"{name}@{manifest.version}{' is now champion' if promote else ''}", highlight=False)
+    _write_json(json, {"name": name, "version": manifest.version, "training": manifest.training})
+
+
+@app.command()
+def score(
+    data: DataFile,
+    model: Annotated[str, typer.Option(help="REGISTRY/NAME or REGISTRY/NAME@VERSION.")],
+    output: Annotated[Path, typer.Option("--out", help="Parquet file to write, one row per row of the data.")],
+) -> None:
+    """Score recorded telemetry by the live path's own code."""
+    from detector.models import choose_device
+    from training.score_file import load_model, score_file
+
+    loaded = load_model(model, choose_device(load_settings().worker.device))
+    with _bar("scoring") as show:
+        unscored = score_file(data, loaded, output, lambda done, total: show(f"{done} of {total}", done, total))
+    remark = f"; {unscored} rows have no value to score" if unscored else ""
+    out.print(f"wrote {output}, scored by {loaded.manifest.name}@{loaded.manifest.version}{remark}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    scores: Annotated[Path, typer.Option(help="File written by `telltale score`.", exists=True, dir_okay=False)],
+    labels: Annotated[Path, typer.Option(help="Parquet file with a column label.", exists=True, dir_okay=False)],
+    seed: Seed = 0,
+    json: JsonFile = None,
+) -> None:
+    """Measure scores against labels: honest figures first, adjusted ones beside a random score's."""
+    from training.evaluation import evaluate as measure
+    from training.evaluation import render
+
+    evaluation = measure(scores, labels, seed)
+    out.print(render(evaluation))
+    _write_json(json, evaluation)
+
+
+@app.command()
+def replay(
+    data: DataFile,
+    rate: Annotated[str, typer.Option(help="Rows per second, or max.")] = "max",
+    interval: Interval = None,
+) -> None:
+    """Put a data set onto the telemetry topic."""
+    from deploy.replay import replay as send
+
+    with stop_on_signals() as stop:
+        sent = send(_located(), data, rows_per_s=_rate(rate), interval_ms=_interval_ms(interval), stop=stop)
+    out.print(f"{sent.rows:,} rows in {sent.seconds:.1f} s", highlight=False)
+
+
+@app.command()
+def alerts(
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes; else print what there is.")] = False,
+    json_lines: Annotated[bool, typer.Option("--json-lines", help="One JSON object a line.")] = False,
+) -> None:
+    """Read the alerts topic."""
+    from deploy.alert_reader import read_alerts
+
+    with stop_on_signals() as stop:
+        read_alerts(_located(), out, follow=follow, json_lines=json_lines, stop=stop)
+
+
+@app.command()
+def doctor() -> None:
+    """Check that everything is reachable and sane; exit 1 if not."""
+    from deploy.doctor import examine
+
+    findings = examine(_located())
+    for finding in findings:
+        mark = "[green]✓[/]" if finding.good else "[red]✗[/]"
+        out.print(f"{mark} {finding.what}: {finding.detail}", highlight=False)
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(1)
+
+
+@config_app.command("show")
+def config_show() -> None:
+    """Print the effective settings as JSON, secrets redacted."""
+    print_json(load_settings().model_dump(mode="json"))
+
+
+@models_app.command("list")
+def models_list(registry: OtherRegistry = None) -> None:
+    """List versions, oldest first, with their aliases."""
+    from deploy.model_table import model_table
+
+    out.print(model_table(_registry(registry)))
+
+
+@models_app.command("show")
+def models_show(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS.")],
+    registry: OtherRegistry = None,
+) -> None:
+    """Print a version's manifest as JSON."""
+    source = _registry(registry)
+    print_json(msgspec.to_builtins(source.manifest(*source.resolve(model))))
+
+
+@models_app.command("promote")
+def models_promote(
+    model: Annotated[str, typer.Argument(help="NAME@VERSION, or NAME for its challenger.")],
+    registry: OtherRegistry = None,
+) -> None:
+    """Make a version the champion; running workers take it between two batches."""
+    name, _, version = model.partition("@")
+    out.print(f"{name}@{_registry(registry).promote(name, version or None)} is now champion", highlight=False)
+
+
+@models_app.command("rollback")
+def models_rollback(
+    name: Annotated[str, typer.Argument(help="Family.")],
+    registry: OtherRegistry = None,
+) -> None:
+    """Make the previous champion champion again."""
+    out.print(f"{name}@{_registry(registry).rollback(name)} is champion again", highlight=False)
+
+
+@bench_app.command("pipeline")
+def bench_pipeline(json: JsonFile = None) -> None:
+    """Measure rows per second, latency from produce to alert and memory, on the local stack."""
+    from benchmarks.pipeline import run
+
+    _write_json(json, run(out))
+
+
+@bench_app.command("ingest")
+def bench_ingest(json: JsonFile = None) -> None:
+    """Measure the windower: samples of 25 channels per second and core into Redis."""
+    from benchmarks.ingest import run
+
+    _write_json(json, run(out))
+
+
+@bench_app.command("inference")
+def bench_inference(json: JsonFile = None) -> None:
+    """Measure the detector: telemetry rows scored per second in process."""
+    from benchmarks.inference import run
+
+    _write_json(json, run(out))
+
+
+def _serve(run: Callable[[Settings, threading.Event], None]) -> None:
+    settings = _located()
+    with stop_on_signals() as stop:
+        run(settings, stop)
+
+
+def _located() -> Settings:
+    """Return the settings with the addresses of the local stack where none are given."""
+    settings = load_settings()
+    if settings.kafka.bootstrap and settings.redis.url.get_secret_value():
+        return settings
+    from deploy.addresses import locate
+
+    return locate(settings)
+
+
+def _registry(path: str | None) -> Any:
+    from detector.registry import Registry
+
+    return Registry(path or load_settings().registry)
+
+
+def _rate(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not rate > 0:
+        raise UsageError(f"--rate wants rows per second above 0, or max, got {text!r}")
+    return rate
+
+
+def _interval_ms(text: str | None) -> int | None:
+    if text is None:
+        return None
+    for suffix, factor in (("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)):
+        number = text.removesuffix(suffix)
+        if number != text and number.replace(".", "", 1).isdigit() and float(number) * factor >= 1:
+            return round(float(number) * factor)
+    raise UsageError(f"--interval wants a duration such as 500ms, 1s or 1m, got {text!r}")
+
+
+def _write_json(path: Path | None, figures: object) -> None:
+    if path is not None:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(figures)) + b"\n")
+
+
+def print_json(value: object) -> None:
+    """Print a value as indented JSON, unstyled."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[str, float, float], None]]:
+    from deploy.demo_view import DemoView
+
+    with DemoView(out).step(name) as step:
+        yield step.progress
+        step.done("done")
+
+
+if __name__ == "__main__":
+    main()

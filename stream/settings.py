@@ -110,6 +110,10 @@ class FamilySettings(_Section):
         """Order of a row in the window store: numeric channels, then commands."""
         return (*self.numeric, *self.commands)
 
+    def matches(self, entity: str) -> bool:
+        """Say whether the entity's name fits the pattern."""
+        return fnmatch.fnmatchcase(entity, self.entities)
+
     @property
     def geometry(self) -> Geometry:
         """How this family's windows lie on the grid; raises ValueError where the numbers contradict each other."""
@@ -163,7 +167,7 @@ class Settings(BaseSettings):
 
     def family_of(self, entity: str) -> FamilySettings | None:
         """Return the first declared family whose pattern fits the entity."""
-        return next((f for f in self.families if fnmatch.fnmatchcase(entity, f.entities)), None)
+        return next((family for family in self.families if family.matches(entity)), None)
 
 
 def config_file() -> Path:

@@ -64,6 +64,16 @@ class Dataset:
         return [i for i, channel in enumerate(self.channels) if channel.kind == "command"]
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a file in its order. keys: its entity and time columns. code: (n,) into names. slots: (n,)."""
+
+    keys: pa.Table
+    names: list[str]
+    code: NDArray[np.int64]
+    slots: NDArray[np.int64]
+
+
 def read_dataset(path: str | Path, *, interval_ms: int | None = None) -> Dataset:
     """Read a Parquet file. Without `interval_ms` it is the usual distance of `ts`, or a second for `t`.
 
@@ -90,6 +100,15 @@ def read_dataset(path: str | Path, *, interval_ms: int | None = None) -> Dataset
         for name, low, high in zip(names, cuts[:-1], cuts[1:], strict=True)
     ]
     return Dataset(channels, interval_ms, series)
+
+
+def read_rows(path: str | Path, *, interval_ms: int) -> Rows:
+    """Return which entity and slot each row of a file belongs to, in the file's order. Errors as `read_dataset`."""
+    table = _read_table(path)
+    code, names = _entities(table, path)
+    ts_ms, _ = _times(table, path, code, interval_ms)
+    present = [name for name in ("entity", "ts", "t") if name in table.column_names]
+    return Rows(table.select(present), names, code, (2 * ts_ms + interval_ms) // (2 * interval_ms))
 
 
 def fingerprint(dataset: Dataset) -> str:

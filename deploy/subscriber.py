@@ -1,0 +1,79 @@
+"""Follows scores and alerts as any outside reader would: committed records only. Knows no window and no model."""
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from stream.contracts import Alert, ScoreBlock
+from stream.errors import TransientError
+from stream.kafka import Record, consumer_config, make_admin, make_consumer, to_record
+from stream.settings import Settings
+from stream.topics import Topic, partition_counts, topic_name
+
+_ALERT = msgspec.json.Decoder(Alert)
+_BLOCK = msgspec.json.Decoder(ScoreBlock)
+
+
+class SeenAlert(NamedTuple):
+    """An alert, and when this reader saw it (seconds since 1970)."""
+
+    alert: Alert
+    seen_s: float
+
+
+class Subscriber:
+    """Reads topics from a point on, without a group, so that any number of readers see everything."""
+
+    def __init__(self, settings: Settings, *topics: Topic, from_beginning: bool) -> None:
+        """Start at the beginning of the topics, or at their present end."""
+        self._consumer = _assigned(settings, topics, from_beginning=from_beginning)
+        self._ended: set[tuple[str | None, int | None]] = set()
+
+    def poll(self, timeout_s: float) -> Iterator[Record]:
+        """Yield what has come, waiting for the first record up to `timeout_s`."""
+        for message in self._consumer.consume(1000, timeout=timeout_s):
+            error, place = message.error(), (message.topic(), message.partition())
+            if error is None:
+                self._ended.discard(place)
+                yield to_record(message)
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 so the client names its constant
+                self._ended.add(place)
+            elif not error.retriable():
+                raise TransientError(f"reading failed: {error.str()}")
+
+    def at_end(self) -> bool:
+        """Say whether everything that was there has been read."""
+        return len(self._ended) == len(self._consumer.assignment())
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._consumer.close()
+
+
+def decode_alert(record: Record) -> SeenAlert:
+    """Decode a record of `alerts`."""
+    return SeenAlert(_ALERT.decode(record.value or b""), time.time())
+
+
+def decode_block(record: Record) -> ScoreBlock:
+    """Decode a record of `scores`."""
+    return _BLOCK.decode(record.value or b"")
+
+
+def _assigned(settings: Settings, topics: tuple[Topic, ...], *, from_beginning: bool) -> Consumer:
+    consumer = make_consumer(consumer_config(settings.kafka, "telltale-subscriber") | {"enable.partition.eof": True})
+    counts = partition_counts(make_admin(settings.kafka), settings.topics, 10.0)
+    places = []
+    for name in (topic_name(settings.topics, topic) for topic in topics):
+        if name not in counts:
+            raise TransientError(f"there is no topic {name}; start the services, which make it")
+        for partition in range(counts[name]):
+            place = TopicPartition(name, partition)
+            low, high = consumer.get_watermark_offsets(place, timeout=10.0)
+            place.offset = low if from_beginning else high
+            places.append(place)
+    consumer.assign(places)
+    return consumer

@@ -1,0 +1,48 @@
+"""From a data set to a published checkpoint: train, calibrate, record golden windows, publish. Promotes nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from detector.engine import Detector
+from detector.manifest import Manifest
+from detector.registry import Registry
+from stream.grid import Geometry
+from training.calibration import calibrate, golden_windows
+from training.datasets import Dataset
+from training.trainer import Progress, train
+
+
+def train_and_publish(
+    registry: Registry,
+    dataset: Dataset,
+    *,
+    name: str,
+    preset: str = "small",
+    minutes: float = 5.0,
+    seed: int = 0,
+    geometry: Geometry | None = None,
+    state_folder: Path | None = None,
+    device: str = "cpu",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Manifest:
+    """Publish a new version of a family's model and return its manifest.
+
+    geometry: without it, the preset's. state_folder: where an interrupted run goes on from.
+    """
+    trained = train(
+        dataset,
+        name=name,
+        preset=preset,
+        minutes=minutes,
+        seed=seed,
+        geometry=geometry,
+        state_folder=state_folder,
+        device=device,
+        on_progress=on_progress,
+    )
+    manifest = calibrate(trained, device=device)
+    golden = golden_windows(Detector(manifest, trained.weights, device), dataset)
+    version = registry.publish(name, manifest, trained.weights, golden)
+    return msgspec.structs.replace(manifest, version=version)
