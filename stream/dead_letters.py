@@ -4,24 +4,34 @@ import msgspec
 
 from stream.contracts import DeadLetter
 from stream.errors import ContractError
-from stream.kafka import Outgoing, Record
+from stream.kafka import Headers, Outgoing, Record
 
-# A refused record keeps at most so many bytes; what is over the size limit is cut to this prefix.
+# What a refused record keeps of its value and of its headers. With the key and the detail below it stays under
+# message.max.bytes of the broker and the producer, 1 MB: a letter that can't be sent would stop its partition.
 MAX_KEPT_BYTES = 65_536
+MAX_KEY_BYTES = 1024
+MAX_DETAIL = 1000
 HEADER = "telltale-dead-letter"
 
 
 def dead_letter(topic: str, record: Record, error: ContractError) -> Outgoing:
     """Wrap a refused record for the dead-letters topic, on the partition it came from."""
-    value = record.value or b""
+    value, kept = record.value or b"", _fitting(record.headers)
     letter = DeadLetter(
         reason=error.reason,
-        detail=str(error),
+        detail=str(error)[:MAX_DETAIL],
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
         size=len(value),
-        truncated=len(value) > MAX_KEPT_BYTES,
+        truncated=len(value) > MAX_KEPT_BYTES or len(record.key or b"") > MAX_KEY_BYTES or kept != record.headers,
     )
-    headers = [*record.headers, (HEADER, msgspec.json.encode(letter))]
-    return Outgoing(topic, record.partition, record.key, value[:MAX_KEPT_BYTES], headers)
+    key = None if record.key is None else record.key[:MAX_KEY_BYTES]
+    headers = [*kept, (HEADER, msgspec.json.encode(letter))]
+    return Outgoing(topic, record.partition, key, value[:MAX_KEPT_BYTES], headers)
+
+
+def _fitting(headers: Headers) -> Headers:
+    """Return the headers if they are small enough to keep, else none of them."""
+    size = sum(len(name.encode()) + len(value or b"") for name, value in headers)
+    return headers if size <= MAX_KEPT_BYTES else ()

@@ -51,7 +51,11 @@ class SampleDecoder:
         sample = _decoded(decoders[family.name].decode, value)
         if sample.entity != entity:
             raise ContractError("key", f"the key wants to be the entity {sample.entity!r}, got {entity!r}")
-        return Row(family, entity, sample.ts, msgspec.structs.astuple(sample.values))
+        values = msgspec.structs.astuple(sample.values)
+        # JSON has no NaN; what msgpack has is refused too, since only null means missing.
+        if content_type == MSGPACK and any(value != value for value in values):
+            raise ContractError("range", "values want numbers or null, got NaN")
+        return Row(family, entity, sample.ts, values)
 
     def _known(self, key: bytes | None, value: bytes, content_type: str | None) -> tuple[FamilySettings, str]:
         if key is not None and (known := self._family_by_key.get(key)):
@@ -75,7 +79,7 @@ def to_float32(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Stack rows of values into (n, width) float32, NaN where missing, and say which rows fit into float32.
 
-    Returns (values, fits); a row with an infinite or NaN number, or one beyond float32, does not fit.
+    Returns (values, fits); a row with an infinite number or one beyond float32 does not fit.
     """
     wide = np.array(rows, dtype=np.float64).reshape(len(rows), width)
     missing = np.isnan(wide)
@@ -96,7 +100,7 @@ def _decoded(decode: Callable[[bytes], Any], value: bytes) -> Any:
         return decode(value)
     except msgspec.ValidationError as error:
         raise ContractError("schema", str(error)) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ContractError("malformed", str(error)) from None
 
 

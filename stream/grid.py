@@ -90,7 +90,8 @@ def slot_of(ts_ms: int, interval_ms: int) -> int:
 
 
 def _unit_hint(ts_ms: int) -> str:
-    for unit, factor in (("seconds", 1000), ("microseconds", 1e-3), ("nanoseconds", 1e-6)):
-        if MIN_TS_MS <= ts_ms * factor < MAX_TS_MS:
+    # In whole numbers: a time stamp may have more digits than a float can hold.
+    for unit, factor, divisor in (("seconds", 1000, 1), ("microseconds", 1, 1000), ("nanoseconds", 1, 1_000_000)):
+        if MIN_TS_MS * divisor <= ts_ms * factor < MAX_TS_MS * divisor:
             return f" (it looks like {unit})"
     return ""

@@ -16,7 +16,7 @@ from stream.settings import KafkaSettings
 
 _log = structlog.get_logger()
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
 
 
 class Record(NamedTuple):
@@ -31,8 +31,9 @@ class Record(NamedTuple):
     headers: Headers = ()
 
     def header(self, name: str) -> str | None:
-        """Return a header's text."""
-        return next((value.decode(errors="replace") for key, value in self.headers if key == name), None)
+        """Return a header's text, None where it is absent or null."""
+        found = (value for key, value in self.headers if key == name and value is not None)
+        return next((value.decode(errors="replace") for value in found), None)
 
 
 class Outgoing(NamedTuple):
@@ -167,23 +168,46 @@ def read_to_end(
     The end is the high watermark at the start: an open transaction below it is waited for, so everything that was
     committed before the call is seen. Raises TransientError if the end is not reached in time.
     """
-    consumer = make_consumer(consumer_config(settings, "telltale-reader") | {"enable.partition.eof": True})
+    config = consumer_config(settings, "telltale-reader") | {"enable.partition.eof": True}
+    place = TopicPartition(topic, partition)
+    # A reader of committed records is told the start of the oldest open transaction instead of the high watermark.
+    scout = make_consumer(config | {"isolation.level": "read_uncommitted"})
     try:
-        place = TopicPartition(topic, partition)
-        low, high = _watermarks(consumer, place, timeout_s)
-        place.offset = low if first is None else max(first, low)
-        if place.offset < high:
-            consumer.assign([place])
-            yield from _until(consumer, place, high, timeout_s)
+        low, high = watermarks(scout, place, timeout_s)
+    finally:
+        scout.close()
+    place.offset = low if first is None else max(first, low)
+    if place.offset >= high:
+        return
+    consumer = make_consumer(config)
+    try:
+        consumer.assign([place])
+        yield from _until(consumer, place, high, timeout_s)
     finally:
         consumer.close()
 
 
-def _watermarks(consumer: Consumer, place: TopicPartition, timeout_s: float) -> tuple[int, int]:
+def _uncommitted_watermarks(config: Mapping[str, Any], place: TopicPartition, timeout_s: float) -> tuple[int, int]:
+    """Ask as a reader of uncommitted records: to the others a partition seems to end at its oldest open transaction."""
+    consumer = make_consumer({**config, "isolation.level": "read_uncommitted"})
     try:
-        return consumer.get_watermark_offsets(place, timeout=timeout_s)
-    except KafkaException as error:
-        raise TransientError(f"no offsets of {place.topic}/{place.partition}: {error.args[0].str()}") from error
+        return watermarks(consumer, place, timeout_s)
+    finally:
+        consumer.close()
+
+
+def watermarks(consumer: Consumer, place: TopicPartition, timeout_s: float) -> tuple[int, int]:
+    """Return the oldest offset there is and the end of a partition; wait for one that was made just now."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(place, timeout=timeout_s)
+        except KafkaException as error:
+            if not error.args[0].retriable() or time.monotonic() >= end:
+                raise TransientError(f"no offsets of {place.topic}/{place.partition}: {error.args[0].str()}") from error
+            time.sleep(0.1)
+        else:
+            return low, high
 
 
 def _until(consumer: Consumer, place: TopicPartition, high: int, timeout_s: float) -> Iterator[Record]:
