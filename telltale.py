@@ -72,6 +72,7 @@ def demo(
     """Run the whole product live on this machine: Kafka, Redis, model, telemetry, alerts."""
     from deploy.demo import run_demo
 
+    configure_logging(os.environ.get("TELLTALE_LOG_LEVEL", "warning"))
     if console:
         raise UsageError("there is no browser console yet; run the demo with --no-console")
     with stop_on_signals() as stop:

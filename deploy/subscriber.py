@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from stream.contracts import Alert, ScoreBlock
 from stream.errors import TransientError
-from stream.kafka import Record, consumer_config, make_admin, make_consumer, to_record
+from stream.kafka import Record, consumer_config, make_admin, make_consumer, to_record, watermarks
 from stream.settings import Settings
 from stream.topics import Topic, partition_counts, topic_name
 
@@ -72,7 +72,7 @@ def _assigned(settings: Settings, topics: tuple[Topic, ...], *, from_beginning: 
             raise TransientError(f"there is no topic {name}; start the services, which make it")
         for partition in range(counts[name]):
             place = TopicPartition(name, partition)
-            low, high = consumer.get_watermark_offsets(place, timeout=10.0)
+            low, high = watermarks(consumer, place, 10.0)
             place.offset = low if from_beginning else high
             places.append(place)
     consumer.assign(places)

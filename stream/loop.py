@@ -21,6 +21,7 @@ from stream.kafka import (
     producer_config,
     to_record,
     wait_for_broker,
+    watermarks,
 )
 from stream.metrics import Health, Metrics
 from stream.settings import KafkaSettings
@@ -214,9 +215,9 @@ class TransactionalLoop:
         """
         try:
             known = consumer.committed([place], timeout=self._kafka.reconnect_deadline_s)[0].offset
-            low, high = consumer.get_watermark_offsets(place, timeout=self._kafka.reconnect_deadline_s)
         except KafkaException as error:
             raise TransientError(f"offsets of {place.topic}/{place.partition}: {_text(error)}") from error
+        low, high = watermarks(consumer, place, self._kafka.reconnect_deadline_s)
         if known < 0:
             return low, low
         if low <= known <= high:
