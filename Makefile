@@ -1,0 +1,52 @@
+# The gate is the same at home and in CI: `make check`, then `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# Empty takes the registry's build of torch, pinned by hash. On a machine without a GPU, TORCH_BACKEND=cpu takes the
+# same version from PyTorch's own index instead: a tenth of the download, but no hash to check.
+TORCH_BACKEND ?=
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements/torch.txt)
+
+.PHONY: help setup check test demo lock clean
+help: ## Show this list.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+setup: $(VENV)/.installed ## Make .venv with everything that is needed.
+
+$(VENV)/.installed: requirements/bootstrap.txt requirements/dev.txt requirements/torch.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is wanted, found " + sys.version.split()[0])'
+	@echo "making $(VENV): the first time this downloads some 3 GB, most of it torch (see TORCH_BACKEND in the Makefile)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+ifeq ($(TORCH_BACKEND),)
+	$(UV) --require-hashes -r requirements/dev.txt -r requirements/torch.txt
+else
+	$(UV) --require-hashes -r requirements/dev.txt
+	$(UV) --torch-backend=$(TORCH_BACKEND) $(TORCH)
+endif
+	$(UV) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+check: setup ## Format, lint, types, and which package may import which.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+test: check ## Everything a change needs: check, unit, contract, integration on real Kafka and Redis, faults.
+	$(BIN)/python -m pytest -q
+
+demo: setup ## Run the product live on this machine; options in ARGS="…".
+	$(BIN)/telltale demo $(ARGS)
+
+lock: setup ## Compile requirements/*.in to pinned files with hashes.
+	cd requirements && for name in stream torch detector dev bootstrap; do \
+		../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url $$name.in -o $$name.txt || exit 1; \
+	done
+
+clean: ## Stop the local stack and remove what was built; keeps downloads.
+	-$(BIN)/telltale down
+	rm -rf $(VENV) .telltale build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
