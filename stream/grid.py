@@ -68,7 +68,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Slots an entity may skip and still be the same life; after a longer silence it starts anew.
 
         Chosen so that a row after the gap never takes the place of one that a window still to be cut needs, and so
-        that the windows which make the earlier rows final end before the new life begins.
+        that the windows which make the earlier rows final end before the new life begins. Counted from the newest row
+        that has come: of rows out of order, one that jumps over a gap ends a life up to `lateness` slots earlier.
         """
         return self.slack - self.hop - self.lateness
 

@@ -2,10 +2,10 @@
 
 The same fold runs in the windower and offline, so both cut the same windows. Time line for hop 4, lateness 1:
 
-    slots      0 1 2 3 4 5 6 7 8
-    rows       x x x x x     x
-    watermark  . 0 1 2 3 . . 6      one behind the newest slot
-    cuts               3            at slot 4, when the watermark reaches 3; 7 waits for slot 8
+    slots      0 1 2 3 4 5 6 7 8 9
+    rows       x x x x x   x   x x
+    watermark  . 0 1 2 3 . 4 . 6 8  one behind the newest slot, two while the row there may still come
+    cuts               3         7  3 at slot 4; 7 at slot 9, since at slot 8 row 7 may still come
 """
 
 from typing import NamedTuple
@@ -85,7 +85,7 @@ class Head:
         self.first_slot = min(self.first_slot, slot)
         self.max_slot = max(self.max_slot, slot)
         self.restore_row(slot, offset)
-        return cuts + self._cut_until(self.max_slot - self.geometry.lateness)
+        return cuts + self._cut_until(self._watermark())
 
     def restore_row(self, slot: int, offset: int) -> None:
         """Count a row that is known to be in the ring."""
@@ -115,6 +115,16 @@ class Head:
         hop = self.geometry.hop
         ends = range(self.emitted_end + hop, self.geometry.last_boundary(watermark) + 1, hop)
         return [self._cut(end) for end in ends if self._matters(end)]
+
+    def _watermark(self) -> int:
+        """Return the newest slot up to which everything has come that may come: the row there may lag just so far."""
+        slot = self.max_slot - self.geometry.lateness
+        return slot if self._holds(slot) else slot - 1
+
+    def _holds(self, slot: int) -> bool:
+        number, bit = divmod(slot, self.geometry.hop)
+        bucket = self._buckets.get(number)
+        return bucket is not None and bool(bucket.mask >> bit & 1)
 
     def _matters(self, end: int) -> bool:
         """Say whether a window tells something new: it holds new rows, or rows whose score becomes final."""

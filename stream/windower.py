@@ -31,7 +31,7 @@ from stream.ring import Layout, Write
 from stream.service import Service, run_service
 from stream.settings import FamilySettings, Settings
 from stream.topics import DEAD_LETTERS, TELEMETRY, WINDOWS, topic_name
-from stream.window_store import RingRef, RingWrite, WindowStore, connect
+from stream.window_store import RingRef, RingWrite, Snapshot, WindowStore, connect
 
 _log = structlog.get_logger()
 _DAY_MS = 86_400_000
@@ -132,7 +132,7 @@ class Windower:
         snapshot = self._store.load(partition)
         usable = snapshot.next_offset is not None and low <= snapshot.next_offset <= committed
         if usable:
-            self._restore_entities(partition, state, snapshot.heads)
+            self._restore_entities(partition, state, snapshot)
         elif committed > low:
             self._metrics.window_rebuilds.labels("no_snapshot").inc()
             _log.warning("rebuilding windows from telemetry", partition=partition, first=low, committed=committed)
@@ -282,8 +282,9 @@ class Windower:
             heads = {name: _HEAD.encode(entity.head.record()) for name, entity in batch.touched.items()}
             self._store.save_heads(partition, self._partitions[partition].epoch, batch.next_offset, heads)
 
-    def _restore_entities(self, partition: int, state: _Partition, heads: dict[str, bytes]) -> None:
-        for name, data in heads.items():
+    def _restore_entities(self, partition: int, state: _Partition, snapshot: Snapshot) -> None:
+        """Rebuild the heads as of the snapshot; rows that a dead process wrote after it are still to come."""
+        for name, data in snapshot.heads.items():
             family = self._settings.family_of(name)
             if family is None:
                 _log.warning("dropping an entity whose family is no longer declared", entity=name)
@@ -294,7 +295,8 @@ class Windower:
         indexes = self._store.read_indexes(partition, [entity.ref for entity in entities])
         for entity, (slots, offsets) in zip(entities, indexes, strict=True):
             for slot, offset in zip(slots.tolist(), offsets.tolist(), strict=True):
-                entity.head.restore_row(slot, offset)
+                if offset < (snapshot.next_offset or 0):
+                    entity.head.restore_row(slot, offset)
 
     def _restore_unscored(self, partition: int, state: _Partition) -> None:
         for offset, notice in self._acks.outstanding(partition):
