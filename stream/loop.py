@@ -108,6 +108,7 @@ class TransactionalLoop:
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > self._kafka.reconnect_deadline_s:
                     raise
+                self._health.set_ready("assignment", ready=False)
                 _log.warning("dropping all state and joining again", topic=self._config.topic, error=str(error))
                 time.sleep(0.5)
 

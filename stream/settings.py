@@ -187,7 +187,7 @@ def load_settings(**flags: Any) -> Settings:
         return Settings(**flags)
     except ValidationError as error:
         raise UsageError(_explain(error)) from None
-    except (SettingsError, ValueError) as error:
+    except (SettingsError, ValueError, OSError) as error:
         raise UsageError(f"settings can't be read: {error}") from None
 
 
@@ -198,6 +198,7 @@ def _explain(error: ValidationError) -> str:
 
 def _problem(error: Any) -> str:
     path = ".".join(str(part) for part in error["loc"]) or "settings"
-    secret = path == "redis.url" or isinstance(error["input"], dict | list)
-    got = "" if secret else f" (got {error['input']!r})"
+    # What stands in an unknown field or for Redis may be a password, and a whole section may hold one.
+    secret = error["loc"][:1] == ("redis",) or error["type"] == "extra_forbidden"
+    got = "" if secret or isinstance(error["input"], dict | list) else f" (got {error['input']!r})"
     return f"  {path}: {error['msg']}{got}"

@@ -228,12 +228,17 @@ class RedisWindowStore:
 
 
 def connect(settings: RedisSettings, timer: Timer | None = None) -> RedisWindowStore:
-    """Return the window store of the configured Redis; connects on first use."""
-    client = redis.Redis.from_url(
-        settings.url.get_secret_value(),
-        socket_timeout=settings.timeout_s,
-        socket_connect_timeout=settings.timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        protocol=3,
-    )
+    """Return the window store of the configured Redis; connects on first use. Raises UsageError for no usable URL."""
+    try:
+        client = redis.Redis.from_url(
+            settings.url.get_secret_value(),
+            socket_timeout=settings.timeout_s,
+            socket_connect_timeout=settings.timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=3,
+        )
+    except ValueError:  # its text may quote a part of the password
+        raise UsageError(
+            "redis.url wants redis://[user:password@]host:port/db: set it (TELLTALE_REDIS__URL) or run `telltale up`"
+        ) from None
     return RedisWindowStore(client, settings.prefix, timer)
