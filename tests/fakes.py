@@ -17,7 +17,7 @@ FIRST_SLOT = 1_767_225_600
 TELEMETRY = "telemetry"
 
 
-class Crash(Exception):
+class Crash(Exception):  # noqa: N818 not an error of ours
     """The process died here."""
 
 

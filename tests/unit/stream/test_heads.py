@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -128,7 +130,7 @@ def test_new_slots_tile_each_life(case):
 def test_every_row_becomes_final_once_when_the_series_goes_on(case):
     geometry, slots = case
     later = slots[-1] + geometry.max_gap + 1  # a new life tells the end of the old one
-    head, cuts = run(geometry, [*slots, later])
+    _, cuts = run(geometry, [*slots, later])
     for slot in slots:
         final = [cut for cut in cuts if slot in final_range(geometry, cut) and cut.ring <= slot]
         assert len(final) == 1
@@ -172,7 +174,7 @@ def test_no_row_takes_the_place_of_one_that_an_uncut_window_needs(case):
 @given(series(), st.data())
 def test_a_row_behind_the_last_window_is_late_and_changes_nothing(case, data):
     geometry, slots = case
-    head, cuts = run(geometry, slots)
+    head, _ = run(geometry, slots)
     before = head.record()
     late = data.draw(st.integers(head.emitted_end - 3 * geometry.length, head.emitted_end))
     with pytest.raises(
@@ -212,7 +214,7 @@ def test_a_new_life_says_how_long_the_silence_was(case):
     cuts += head.flush()
     lives = [[cut for cut in cuts if cut.ring == life[0]] for life in lives_of(slots, geometry.max_gap)]
     assert [cut.gap_slots for cut in lives[0]] == [0] * len(lives[0])
-    for old, new in zip(lives, lives[1:], strict=False):
+    for old, new in pairwise(lives):
         assert [cut.gap_slots for cut in new] == [new[0].first_slot - 1 - old[-1].end_slot] + [0] * (len(new) - 1)
 
 
@@ -233,5 +235,5 @@ def test_nothing_is_left_to_flush_twice(case):
 
 
 def test_a_cut_has_the_fields_of_a_notice():
-    head, cuts = run(Geometry(**SMALL), [BASE, BASE + 1, BASE + 2, BASE + 3])
+    _, cuts = run(Geometry(**SMALL), [BASE, BASE + 1, BASE + 2, BASE + 3])
     assert cuts == [Cut(BASE + 3, 4, 4, ring=BASE, first_slot=BASE, gap_slots=0, first_offset=0, last_offset=3)]
