@@ -3,24 +3,24 @@
 Owns the order of the demo and its report; every part it starts is the one that runs in production.
 """
 
-import os
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from rich.console import Console
 
-from deploy.demo_report import DemoReport, ServerReport, Tally, compare
+from deploy.demo_report import DemoReport, Tally, compare
 from deploy.demo_sources import Source, choose_source
 from deploy.demo_view import DemoView
-from deploy.local_stack import LocalStack, default_state_dir
+from deploy.local_stack import default_state_dir
 from deploy.replay import send
-from deploy.services import Services
+from deploy.servers import Servers, running_servers
+from deploy.services import Services, service_environment
 from deploy.subscriber import Subscriber, decode_alert, decode_block
 from detector.manifest import Manifest
 from detector.registry import Registry
@@ -33,8 +33,6 @@ from training.publish import train_and_publish
 
 _DRAIN_S = 60.0
 _POLL_S = 0.1
-# What of the environment the services may see: the settings are all in the file that the demo writes.
-_KEPT = ("TELLTALE_STATE_DIR", "TELLTALE_CACHE_DIR", "TELLTALE_DATA")
 
 
 def run_demo(source: str, seconds: float, *, seed: int, console: Console, stop: threading.Event) -> DemoReport:
@@ -48,7 +46,7 @@ def run_demo(source: str, seconds: float, *, seed: int, console: Console, stop: 
     home = default_state_dir() / "demo"
     home.mkdir(parents=True, exist_ok=True)
     with ExitStack() as cleanup:
-        servers = cleanup.enter_context(_servers(view))
+        servers = cleanup.enter_context(running_servers(view))
         models = [_model(home / "registry", chosen, family, seed, view) for family in chosen.families]
         settings = _settings(servers, chosen, home)
         ensure_topics(make_admin(settings.kafka), settings.topics)
@@ -59,40 +57,6 @@ def run_demo(source: str, seconds: float, *, seed: int, console: Console, stop: 
     report = compare(chosen, run.tally, (servers.broker, servers.redis), models, memory)
     view.summary(report)
     return report
-
-
-class _Servers(NamedTuple):
-    bootstrap: str
-    redis_url: str
-    broker: ServerReport
-    redis: ServerReport
-
-
-@contextmanager
-def _servers(view: DemoView) -> Iterator[_Servers]:
-    """Give Kafka and Redis: those the settings name, those running, or new ones that end with the demo."""
-    given = load_settings()
-    bootstrap, redis_url = given.kafka.bootstrap, given.redis.url.get_secret_value()
-    if bootstrap and redis_url:
-        yield _Servers(bootstrap, redis_url, ServerReport("given", "unknown"), ServerReport("given", "unknown"))
-        return
-    stack = LocalStack(default_state_dir())
-    ours = not stack.status().kafka.running
-    try:
-        with view.step("Kafka and Redis") as step:
-            found = stack.start(progress=step.progress)
-            step.done(
-                f"Apache Kafka {found.kafka_version} at {found.bootstrap}, "
-                f"{found.redis_kind} {found.redis_version} at {found.redis_url}"
-            )
-        broker, redis = (
-            ServerReport("Apache Kafka", found.kafka_version),
-            ServerReport(found.redis_kind, found.redis_version),
-        )
-        yield _Servers(found.bootstrap, found.redis_url, broker, redis)
-    finally:
-        if ours:
-            stack.stop()
 
 
 def _model(registry_path: Path, source: Source, family: FamilySettings, seed: int, view: DemoView) -> Manifest:
@@ -128,7 +92,7 @@ def _kept(registry: Registry, family: FamilySettings, data_sha256: str) -> Manif
     return manifest if same else None
 
 
-def _settings(servers: _Servers, source: Source, home: Path) -> Settings:
+def _settings(servers: Servers, source: Source, home: Path) -> Settings:
     """Write the settings file that the services read; every run has topics and keys of its own."""
     run = f"demo-{uuid.uuid4().hex[:8]}"
     sections: dict[str, Any] = {
@@ -151,8 +115,7 @@ def _config_file(home: Path) -> Path:
 @contextmanager
 def _services(settings: Settings, home: Path, view: DemoView) -> Iterator[Services]:
     """Run windower and worker until the block ends."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("TELLTALE_") or name in _KEPT}
-    services = Services(home, {**kept, "TELLTALE_CONFIG": str(_config_file(home))})
+    services = Services(home, service_environment(_config_file(home)))
     try:
         with view.step("services") as step:
             for name in ("windower", "worker"):

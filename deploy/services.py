@@ -1,5 +1,6 @@
 """Services as child processes: started from this command line, watched, and ended for good. Knows no stage's work."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from stream.errors import TransientError
 
 _GRACE_S = 20.0
 _TAIL_LINES = 15
+# What of the environment services with a settings file of their own may see.
+_KEPT = ("TELLTALE_STATE_DIR", "TELLTALE_CACHE_DIR", "TELLTALE_DATA")
 
 
 class _Child(NamedTuple):
@@ -84,3 +87,9 @@ class Services:
     @staticmethod
     def _tail(child: _Child) -> str:
         return "\n".join(child.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+
+
+def service_environment(config: Path) -> dict[str, str]:
+    """Return the environment of services whose settings are all in one file."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TELLTALE_") or name in _KEPT}
+    return {**kept, "TELLTALE_CONFIG": str(config)}
