@@ -1,0 +1,220 @@
+"""Services as real child processes that die anywhere: killed from outside, or by themselves at a chosen point.
+
+The processes are forked from one that has torch loaded already, so that a restart takes no longer than a rebalance.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+from deploy.replay import send
+from stream.contracts import Sample
+from stream.kafka import make_admin
+from stream.settings import Settings
+from stream.topics import group_name
+from tests.pipeline import WAIT_S
+
+Point = Literal["before the transaction", "inside the transaction", "after the commit"]
+
+
+class Crash(NamedTuple):
+    """Where a service kills itself (SIGKILL): at which point of which batch that has something to say, from 1."""
+
+    point: Point
+    batch: int
+
+
+class Processes:
+    """The services of one pipeline, each with a log file."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        """Write the settings file; start nothing yet."""
+        self._folder = folder
+        self._settings_file = folder / "telltale.toml"
+        self._settings_file.write_bytes(msgspec.toml.encode(_plain(settings)))
+        self._running: dict[str, ForkServerProcess] = {}
+        _shorten_sessions(settings)
+
+    def start(self, service: str, crash: Crash | None = None) -> None:
+        """Run `telltale SERVICE`, which dies at the crash point if there is one."""
+        arguments = (service, str(self._settings_file), str(self._log(service)), crash)
+        process = self._running[service] = _forked()(target=_serve, args=arguments, name=service)
+        process.start()
+
+    def kill(self, service: str) -> None:
+        """Kill a service without a warning (SIGKILL)."""
+        process = self._running.pop(service)
+        assert process.is_alive(), f"{service} had ended by itself:\n{self.log(service)}"
+        process.kill()
+        process.join()
+
+    def wait_for_crash(self, service: str) -> None:
+        """Wait until a service has reached its crash point."""
+        process = self._running.pop(service)
+        process.join(WAIT_S)
+        assert process.exitcode == -signal.SIGKILL, f"{service} did not crash:\n{self.log(service)}"
+
+    def terminate(self, service: str, grace_s: float = 20.0) -> None:
+        """Ask a service to end (SIGTERM); it must do so by itself, with success."""
+        process = self._running.pop(service)
+        process.terminate()
+        process.join(grace_s)
+        code = process.exitcode
+        process.kill()
+        process.join()
+        assert code == 0, f"{service} ended with {code} in {grace_s:.0f} s:\n{self.log(service)}"
+
+    def stop(self) -> None:
+        """End all services by SIGTERM."""
+        for service in list(self._running):
+            self.terminate(service)
+
+    def metric(self, service: str, line: str) -> float:
+        """Return a metric of the running service by the name and labels it is shown with; 0 if it is not there."""
+        port = next(
+            json.loads(entry)["metrics_port"]
+            for entry in reversed(self.log(service).splitlines())
+            if '"metrics_port"' in entry
+        )
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            shown = dict(entry.rsplit(" ", 1) for entry in answer.read().decode().splitlines())
+        return float(shown.get(line, 0))
+
+    def log(self, service: str) -> str:
+        """Return what the service has logged so far."""
+        return self._log(service).read_text() if self._log(service).exists() else ""
+
+    def kill_all(self) -> None:
+        """Leave no process behind, whatever happened."""
+        for process in self._running.values():
+            process.kill()
+            process.join()
+
+    def _log(self, service: str) -> Path:
+        return self._folder / f"{service}.log"
+
+
+@contextmanager
+def processes(settings: Settings, folder: Path) -> Iterator[Processes]:
+    """Give the services of a pipeline; those still running at the end are ended in good order."""
+    services = Processes(settings, folder)
+    try:
+        yield services
+        services.stop()
+    finally:
+        services.kill_all()
+
+
+@contextmanager
+def sending(settings: Settings, samples: Sequence[Sample], rows_per_s: float) -> Iterator[None]:
+    """Send telemetry from a thread while the block runs; at its end all of it has been sent."""
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            send(settings, samples, rows_per_s=rows_per_s, stop=threading.Event())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(WAIT_S)
+    assert not thread.is_alive()
+    if errors:
+        raise errors[0]
+
+
+@cache
+def _forked() -> Callable[..., ForkServerProcess]:
+    context: ForkServerContext = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["telltale", "detector.worker", "stream.windower", "torch._dynamo"])
+    return context.Process
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    plain = settings.model_dump(mode="json", exclude_none=True)
+    plain["redis"]["url"] = settings.redis.url.get_secret_value()
+    return plain
+
+
+def _shorten_sessions(settings: Settings) -> None:
+    """Let the broker notice sooner that a member is dead: it hears nothing else of a killed process."""
+    entries = [
+        ConfigEntry(f"consumer.{name}.ms", value, incremental_operation=AlterConfigOpType.SET)
+        for name, value in (("session.timeout", "2000"), ("heartbeat.interval", "400"))
+    ]
+    groups = [group_name(settings.topics, service) for service in ("windower", "worker")]
+    resources = [ConfigResource(ResourceType.GROUP, group, incremental_configs=entries) for group in groups]
+    admin = make_admin(settings.kafka)  # kept while its answers are waited for
+    for done in admin.incremental_alter_configs(resources).values():
+        done.result(WAIT_S)
+
+
+def _serve(service: str, settings_file: str, log: str, crash: Crash | None) -> None:
+    """Be the command line in a fresh process."""
+    from telltale import main
+
+    for name in [name for name in os.environ if name.startswith("TELLTALE_")]:
+        del os.environ[name]
+    os.environ["TELLTALE_CONFIG"] = settings_file
+    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    if crash is not None:
+        _arm(crash)
+    sys.argv = ["telltale", service]
+    main()
+
+
+def _arm(crash: Crash) -> None:
+    from detector.worker import Worker
+    from stream import loop
+    from stream.windower import Windower
+
+    batches = iter(range(1, 1_000_000))
+
+    def die_if_due() -> None:
+        if next(batches) == crash.batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    commit, produce = loop.TransactionalLoop._commit, loop._produce
+
+    def dying_before(self: Any, consumer: Any, producer: Any, progress: loop.Progress) -> None:
+        if progress.outgoing:
+            die_if_due()
+        commit(self, consumer, producer, progress)
+
+    def dying_inside(producer: Any, outgoing: list[Any], delivered: list[Any]) -> None:
+        produce(producer, outgoing, delivered)
+        if outgoing:
+            producer.flush()
+            die_if_due()
+
+    def dying_after(self: Any, delivered: Sequence[Any]) -> None:
+        if delivered:
+            die_if_due()
+        told[type(self)](self, delivered)
+
+    told = {Worker: Worker.committed, Windower: Windower.committed}
+    if crash.point == "before the transaction":
+        loop.TransactionalLoop._commit = dying_before
+    elif crash.point == "inside the transaction":
+        loop._produce = dying_inside
+    else:
+        Worker.committed = Windower.committed = dying_after

@@ -1,0 +1,42 @@
+"""Services killed by SIGKILL: readers of committed records can't tell."""
+
+import random
+import time
+
+import pytest
+
+from tests.faults.live import Crash, processes, sending
+from tests.faults.recorded import answer_of, assert_is_offline, recordings, telemetry, wait_for_rows
+
+POINTS = ("before the transaction", "inside the transaction", "after the commit")
+
+
+@pytest.mark.parametrize(("victim", "other"), [("worker", "windower"), ("windower", "worker")])
+def test_a_service_that_dies_anywhere_in_a_batch_loses_and_repeats_nothing(model, settings, tmp_path, victim, other):
+    series = recordings(model, 400)
+    answer = answer_of(model, settings, series)
+    with processes(settings, tmp_path) as services:
+        services.start(other)
+        with sending(settings, telemetry(model, series), rows_per_s=300):
+            for batch, point in enumerate(POINTS, start=2):
+                services.start(victim, Crash(point, batch))
+                services.wait_for_crash(victim)
+            services.start(victim)
+        wait_for_rows(settings, answer.final_rows())
+    assert_is_offline(settings, answer)
+
+
+def test_kills_at_random_moments_under_load_lose_and_repeat_nothing(model, settings, tmp_path):
+    series = recordings(model, 1200)
+    answer = answer_of(model, settings, series)
+    moments = random.Random(7)
+    with processes(settings, tmp_path) as services:
+        services.start("windower")
+        services.start("worker")
+        with sending(settings, telemetry(model, series), rows_per_s=400):
+            for victim in ("worker", "windower", "worker", "windower", "worker"):
+                time.sleep(moments.uniform(0.5, 2.0))
+                services.kill(victim)
+                services.start(victim)
+        wait_for_rows(settings, answer.final_rows())
+    assert_is_offline(settings, answer)
