@@ -290,7 +290,7 @@ def test_a_successor_knows_what_the_worker_has_still_to_score():
 
 
 def test_one_entity_that_waits_holds_the_later_records_of_its_partition_and_no_earlier_ones():
-    log = rows(*range(20)) + [row(3, 20, "e2"), row(20, 21), row(4, 22, "e2")]
+    log = [*rows(*range(20)), row(3, 20, "e2"), row(20, 21), row(4, 22, "e2")]
     world = World(log)
     world.step(100)
     assert (world.committed, [one.offset for one in world.held]) == (21, [21, 22])
