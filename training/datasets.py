@@ -1,4 +1,4 @@
-"""Telemetry in Parquet: reads it, fingerprints it and cuts windows from it. Knows no model; never imports torch.
+"""Telemetry in Parquet: reads it, fingerprints it and says where live windows end. Knows no model; never imports torch.
 
 Columns: `entity` (text, optional), a time (`ts`: milliseconds or a timestamp type; or `t`: the row's number), an
 optional `label`, and channels: floating point columns are numeric, bool and uint8 columns are commands.
@@ -121,15 +121,6 @@ def fingerprint(dataset: Dataset) -> str:
         canonical = np.where(np.isnan(series.values), np.float32(np.nan), series.values)
         digest.update(np.ascontiguousarray(canonical, "<f4").tobytes())
     return digest.hexdigest()
-
-
-def frame(series: Series, end_slots: NDArray[np.int64], length: int) -> NDArray[np.float32]:
-    """Cut the windows (B, C_all, L) that end at these slots; slots without a row are NaN."""
-    wanted = end_slots[:, None] + np.arange(1 - length, 1)  # (B, L)
-    row = np.searchsorted(series.slots, wanted).clip(max=len(series.slots) - 1)
-    values = series.values[row]  # (B, L, C_all)
-    values[series.slots[row] != wanted] = np.nan
-    return np.ascontiguousarray(values.transpose(0, 2, 1))
 
 
 def window_ends(series: Series, hop: int) -> NDArray[np.int64]:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from detector.manifest import Channel
 from stream.errors import UsageError
+from stream.frames import frame
 from stream.grid import slot_of
-from training.datasets import DATASET_EPOCH_MS, Series, fingerprint, frame, read_dataset, window_ends
+from training.datasets import DATASET_EPOCH_MS, Series, fingerprint, read_dataset, window_ends
 
 TS = 1_780_000_000_000
 
@@ -156,7 +157,7 @@ def test_live_windows_cover_every_row_once_at_its_place(gaps: list[int], hop: in
     series = Series("a", slots, np.stack([slots, -slots], -1).astype(np.float32), None)
     ends = window_ends(series, hop)
     assert ((ends + 1) % hop == 0).all()
-    windows = frame(series, ends, length)
+    windows = frame(series.slots, series.values, ends, length)
     wanted = ends[:, None] + np.arange(1 - length, 1)
     present = np.isin(wanted, slots)
     np.testing.assert_array_equal(windows[:, 0], np.where(present, wanted, np.nan))
