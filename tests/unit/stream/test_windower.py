@@ -239,12 +239,13 @@ def test_a_windower_that_dies_before_its_snapshot_repeats_nothing():
 
 
 def test_what_a_dead_windower_wrote_does_not_count_before_its_turn():
-    """Row 1 comes after row 6 and is taken, since no window up to 3 had news; it must not be seen at row 6."""
-    log = drawn("8 9 . . . . . . 16 17 18 19 20 21 12 22 23 24")
-    world = World(log)
-    world.step(10)
+    """Row 9 comes far too late, but is taken, since the window up to 11 had no news until then."""
+    world = World(drawn("0 1 . . . . . . . . . . 12 13 9 14 15 16 17"))
+    world.step(2)
     world.step(100, crash="commit")
-    assert world.finish().published == World(log).finish().published
+    told = [(n.end_slot - BASE, n.trigger_ms) for n in world.finish().notices]
+    assert told == [(3, 2), (7, 2), (11, 4), (15, 7)]
+    assert not world.refused
 
 
 def test_a_wiped_store_is_rebuilt_from_telemetry_and_counted():
