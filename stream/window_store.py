@@ -14,6 +14,7 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 from redis.backoff import NoBackoff
+from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError
 from redis.retry import Retry
 
 from stream.errors import FencedError, TransientError, UsageError
@@ -46,6 +47,9 @@ for i = 3, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 redis.call('SET', KEYS[3], ARGV[2])
 return 1
 """
+
+# Refusals that end when memory is free, or when a failover is over.
+_PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
 
 Timer = Callable[[str], AbstractContextManager[object]]
 
@@ -222,7 +226,8 @@ class RedisWindowStore:
         except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
             raise TransientError(f"Redis did not answer {operation}: {error}") from error
         except redis.ResponseError as error:
-            if "OOM" in str(error) or "READONLY" in str(error):
+            # MISCONF: its disk is full or away.
+            if isinstance(error, _PASSING) or str(error).startswith("MISCONF"):
                 raise TransientError(f"Redis refused {operation}: {error}") from error
             raise
 
