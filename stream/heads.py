@@ -85,6 +85,8 @@ class Head:
         self.first_slot = min(self.first_slot, slot)
         self.max_slot = max(self.max_slot, slot)
         self.restore_row(slot, offset)
+        if self.max_slot - self.geometry.lateness < self.emitted_end + self.geometry.hop:
+            return cuts  # the usual case, told apart without looking at the rows
         return cuts + self._cut_until(self._watermark())
 
     def restore_row(self, slot: int, offset: int) -> None:

@@ -32,8 +32,10 @@ class Record(NamedTuple):
 
     def header(self, name: str) -> str | None:
         """Return a header's text, None where it is absent or null."""
-        found = (value for key, value in self.headers if key == name and value is not None)
-        return next((value.decode(errors="replace") for value in found), None)
+        for key, value in self.headers:
+            if key == name and value is not None:
+                return value.decode(errors="replace")
+        return None
 
 
 class Outgoing(NamedTuple):

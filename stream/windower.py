@@ -60,17 +60,19 @@ class _Entity:
         self.head = head
         self.unscored = unscored  # (ring, end_slot), oldest first
         self.last_slot_with_room = 0.0
+        self._layout = Layout(self.geometry.capacity, len(family.channels))
+        self.ref = RingRef(name, head.ring, self._layout)
         self.limit()
-
-    @property
-    def ref(self) -> RingRef:
-        """The ring of the present life."""
-        return RingRef(self.name, self.head.ring, Layout(self.geometry.capacity, len(self.family.channels)))
 
     @property
     def ttl_ms(self) -> int:
         """How long an idle ring is kept."""
         return max(_DAY_MS, 2 * self.geometry.capacity * self.family.interval_ms)
+
+    def follow_head(self) -> None:
+        """Name the ring of the present life, and work out which row may come."""
+        self.ref = RingRef(self.name, self.head.ring, self._layout)
+        self.limit()
 
     def limit(self) -> None:
         """Work out which row may come: none may take the place of one that an unscored window of its ring needs."""
@@ -195,19 +197,21 @@ class Windower:
     def _add(self, state: _Partition, batch: _Batch, one: _Fitting, *, silent: bool) -> ContractError | None:
         try:
             entity = state.entities.get(one.row.entity) or self._new_entity(state, one)
-            life = entity.head.ring
             cuts = entity.head.add(one.slot, one.record.offset)
         except ContractError as error:
             return error
+        if cuts or entity.head.ring != entity.ref.ring:
+            self._announce(batch, entity, cuts, one.record, silent=silent)
+            entity.follow_head()
         batch.rows[entity.ref].append(one)
         batch.touched[entity.name] = entity
+        return None
+
+    def _announce(self, batch: _Batch, entity: _Entity, cuts: list[Cut], record: Record, *, silent: bool) -> None:
         if not silent:
-            batch.outgoing += [self._notice(entity, cut, one.record) for cut in cuts]
+            batch.outgoing += [self._notice(entity, cut, record) for cut in cuts]
             entity.unscored.extend((cut.ring, cut.end_slot) for cut in cuts)
             self._metrics.notices.inc(len(cuts))
-        if cuts or entity.head.ring != life:
-            entity.limit()
-        return None
 
     def _decode(self, records: Sequence[Record]) -> tuple[dict[int, _Fitting], dict[int, ContractError]]:
         """Decode records of one partition; both results are by offset."""
