@@ -205,7 +205,8 @@ def watermarks(consumer: Consumer, place: TopicPartition, timeout_s: float) -> t
         try:
             low, high = consumer.get_watermark_offsets(place, timeout=timeout_s)
         except KafkaException as error:
-            if not error.args[0].retriable() or time.monotonic() >= end:
+            # The client does not say which errors pass by themselves, as while a leader is being chosen.
+            if time.monotonic() >= end:
                 raise TransientError(f"no offsets of {place.topic}/{place.partition}: {error.args[0].str()}") from error
             time.sleep(0.1)
         else:
