@@ -21,6 +21,8 @@ from detector.scoring import average_residual, smooth, smoothing_weights, top_ch
 # The network sees at most this many scaled units; training data lies within 1. What it is compared with is the true
 # value, so a larger deviation always gives a larger residual.
 INPUT_LIMIT = 3.0
+# Normal values fill [-1, 1], so nothing beyond is ever expected (the clipping of x0 in Ho et al.'s sampler).
+EXPECTED_LIMIT = 1.0
 # Far beyond any sensor, yet its residual stays finite in float32 when it is divided by scale and summed over a window.
 VALUE_LIMIT = 1e9
 # Network runs in one pass (windows times starts): few enough for activations to stay in a core's cache.
@@ -169,7 +171,7 @@ class Detector:
             return self.denoiser(x_t * valid, valid, timestep, condition)  # type: ignore[no-any-return]
 
         x0 = ddim(self.schedule, denoise, x_t, start, self.manifest.scoring.sampler_steps)
-        return x0.view(starts, *inputs.x.shape).clamp(-INPUT_LIMIT, INPUT_LIMIT)
+        return x0.view(starts, *inputs.x.shape).clamp(-EXPECTED_LIMIT, EXPECTED_LIMIT)
 
     def _reconstruct_plainly(self, plain: Denoiser, inputs: Inputs) -> Tensor:
         valid = inputs.valid.float()
@@ -183,7 +185,7 @@ class Detector:
             timestep = torch.full((len(inputs.x),), start, device=self.device)
             x_t = self.schedule.q_sample(inputs.x_in(), timestep, noise)
             found.append(ddim(self.schedule, denoise, x_t, timestep, self.manifest.scoring.sampler_steps))
-        return torch.stack(found).clamp(-INPUT_LIMIT, INPUT_LIMIT)
+        return torch.stack(found).clamp(-EXPECTED_LIMIT, EXPECTED_LIMIT)
 
     def _score_part(self, windows: WindowBatch, reconstruct: Callable[[Inputs], Tensor]) -> tuple[Tensor, ...]:
         inputs = self._inputs(windows)
