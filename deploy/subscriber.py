@@ -13,6 +13,7 @@ from stream.kafka import Record, consumer_config, make_admin, make_consumer, to_
 from stream.settings import Settings
 from stream.topics import Topic, partition_counts, topic_name
 
+_ANSWER_S = 10.0
 _ALERT = msgspec.json.Decoder(Alert)
 _BLOCK = msgspec.json.Decoder(ScoreBlock)
 
@@ -65,15 +66,21 @@ def decode_block(record: Record) -> ScoreBlock:
 
 def _assigned(settings: Settings, topics: tuple[Topic, ...], *, from_beginning: bool) -> Consumer:
     consumer = make_consumer(consumer_config(settings.kafka, "telltale-subscriber") | {"enable.partition.eof": True})
-    counts = partition_counts(make_admin(settings.kafka), settings.topics, 10.0)
-    places = []
+    try:
+        consumer.assign(list(_places(settings, consumer, topics, from_beginning=from_beginning)))
+    except TransientError:
+        consumer.close()
+        raise
+    return consumer
+
+
+def _places(
+    settings: Settings, consumer: Consumer, topics: tuple[Topic, ...], *, from_beginning: bool
+) -> Iterator[TopicPartition]:
+    counts = partition_counts(make_admin(settings.kafka), settings.topics, _ANSWER_S)
     for name in (topic_name(settings.topics, topic) for topic in topics):
         if name not in counts:
             raise TransientError(f"there is no topic {name}; start the services, which make it")
         for partition in range(counts[name]):
-            place = TopicPartition(name, partition)
-            low, high = watermarks(consumer, place, 10.0)
-            place.offset = low if from_beginning else high
-            places.append(place)
-    consumer.assign(places)
-    return consumer
+            low, high = watermarks(consumer, TopicPartition(name, partition), _ANSWER_S)
+            yield TopicPartition(name, partition, low if from_beginning else high)

@@ -3,6 +3,7 @@
 The numbers are measured choices; `docs/decisions.md` gives the comparison.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -105,17 +106,17 @@ def producer_config(settings: KafkaSettings, transactional_id: str | None = None
 
 def make_consumer(config: Mapping[str, Any]) -> Consumer:
     """Return a consumer whose client errors go to the log."""
-    return Consumer({**config, "error_cb": _log_client_error})
+    return Consumer({**config, "error_cb": _log_client_error}, logger=_CLIENT_LOG)
 
 
 def make_producer(config: Mapping[str, Any]) -> Producer:
     """Return a producer whose client errors go to the log."""
-    return Producer({**config, "error_cb": _log_client_error})
+    return Producer({**config, "error_cb": _log_client_error}, logger=_CLIENT_LOG)
 
 
 def make_admin(settings: KafkaSettings) -> AdminClient:
     """Return an admin client whose client errors go to the log."""
-    return AdminClient(_common(settings) | {"error_cb": _log_client_error})
+    return AdminClient(_common(settings) | {"error_cb": _log_client_error}, logger=_CLIENT_LOG)
 
 
 def wait_for_broker(settings: KafkaSettings, deadline_s: float | None = None) -> None:
@@ -228,5 +229,26 @@ def _until(consumer: Consumer, place: TopicPartition, high: int, timeout_s: floa
     raise TransientError(f"{place.topic}/{place.partition} was not read to offset {high} within {timeout_s:.0f} s")
 
 
+class _ClientLog(logging.Logger):
+    """Takes librdkafka's own lines, which would go to stderr as they are, into our log as debug messages.
+
+    What matters of them comes as errors of the calls and through `_log_client_error`.
+    """
+
+    def log(self, level: int, msg: object, *args: object, **_: Any) -> None:
+        _log.debug("librdkafka", level=level, line=str(msg) % args if args else str(msg))
+
+
+_CLIENT_LOG = _ClientLog("librdkafka")
+
+
+_QUIET_S = 5.0
+_last_told: dict[str, float] = {}
+
+
 def _log_client_error(error: KafkaError) -> None:
-    _log.warning("kafka client", error=error.str(), code=error.name(), fatal=error.fatal())
+    """Tell of a client's error, of each kind once in a while: a broker that is away fails twenty times a second."""
+    name, now = error.name(), time.monotonic()
+    if now - _last_told.get(name, float("-inf")) >= _QUIET_S:
+        _last_told[name] = now
+        _log.warning("kafka client", error=error.str(), code=name, fatal=error.fatal())
