@@ -17,7 +17,7 @@ from detector.checkpoint import Bundle, verify_golden
 from detector.engine import Detector, WindowBatch
 from detector.manifest import EntityCalibration, Manifest
 from detector.registry import Registry
-from stream.errors import CheckpointError, TransientError
+from stream.errors import CheckpointError, TransientError, UsageError
 from stream.metrics import Metrics
 from stream.settings import FamilySettings
 
@@ -93,7 +93,7 @@ class Models:
     def _look(self, family: str) -> None:
         try:
             version = self._registry.alias(family, "champion")
-        except TransientError as error:
+        except (TransientError, CheckpointError) as error:
             _log.warning("the registry can't be read; the model in use goes on", family=family, error=str(error))
             return
         present = self._models.get(family)
@@ -105,7 +105,7 @@ class Models:
         before = self._models.get(family)
         try:
             self._models[family] = future.result()
-        except CheckpointError as error:
+        except (CheckpointError, UsageError) as error:  # UsageError: what the alias names is no version
             self._refused[family] = version
             self._metrics.model_swaps.labels("refused").inc()
             _log.error("checkpoint refused; the old model goes on", family=family, version=version, reason=str(error))
@@ -135,7 +135,10 @@ def prove(bundle: Bundle, device: str = "cpu") -> Detector:
     def score(
         entities: Sequence[str], end_slots: NDArray[np.int64], values: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        scores = detector.score(WindowBatch(entities, end_slots, values))
+        try:
+            scores = detector.score(WindowBatch(entities, end_slots, values))
+        except FloatingPointError as error:
+            raise CheckpointError(f"golden windows can't be scored: {error}") from error
         return scores.provisional, scores.final
 
     verify_golden(bundle, score)
