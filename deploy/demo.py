@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 from rich.console import Console
 
 from deploy.demo_report import DemoReport, Tally, compare
@@ -23,13 +24,16 @@ from deploy.servers import Servers, running_servers
 from deploy.services import Services, service_environment
 from deploy.subscriber import Subscriber, decode_alert, decode_block
 from detector.manifest import Manifest
+from detector.models import prove
 from detector.registry import Registry
-from stream.errors import TransientError
+from stream.errors import CheckpointError, TransientError
 from stream.kafka import make_admin
 from stream.settings import FamilySettings, Settings, load_settings
 from stream.topics import ALERTS, SCORES, ensure_topics, topic_name
 from training.datasets import fingerprint
 from training.publish import train_and_publish
+
+_log = structlog.get_logger()
 
 _DRAIN_S = 60.0
 _POLL_S = 0.1
@@ -84,12 +88,18 @@ def _model(registry_path: Path, source: Source, family: FamilySettings, seed: in
 
 
 def _kept(registry: Registry, family: FamilySettings, data_sha256: str) -> Manifest | None:
+    """Return the champion if it was trained on this data for these windows and still scores as it did then."""
     version = registry.alias(family.name, "champion")
-    if version is None or version not in registry.versions(family.name):
+    if version is None:
         return None
-    manifest = registry.manifest(family.name, version)
-    same = manifest.training.data_sha256 == data_sha256 and manifest.geometry == family.geometry
-    return manifest if same else None
+    try:
+        bundle = registry.read(family.name, version)
+        if bundle.manifest.training.data_sha256 != data_sha256 or bundle.manifest.geometry != family.geometry:
+            return None
+        return prove(bundle).manifest
+    except CheckpointError as error:
+        _log.warning("training anew", family=family.name, version=version, reason=str(error))
+        return None
 
 
 def _settings(servers: Servers, source: Source, home: Path) -> Settings:
