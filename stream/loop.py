@@ -241,8 +241,10 @@ class TransactionalLoop:
         self._stage.drop(partitions)
         for partition in partitions:
             self._owned.pop(partition, None)
+            self._metrics.consumer_lag_records.remove(str(partition))
         self._held = [record for record in self._held if record.partition in self._owned]
         self._paused &= set(self._owned)
+        self._metrics.paused_partitions.set(len(self._paused))
 
     def _pause(self, consumer: Consumer, wanted: set[int]) -> None:
         place = [TopicPartition(self._config.topic, p) for p in wanted - self._paused]

@@ -239,7 +239,11 @@ class Windower:
         if len(state.entities) >= limit:
             raise ContractError("entity_limit", f"a partition takes {limit} entities; {one.row.entity!r} is beyond")
         family = one.row.family
-        entity = state.add_entity(one.row.entity, family, Head(self._geometries[family.name], one.slot))
+        head = Head(self._geometries[family.name], one.slot)
+        # Of a life whose first row is not in Kafka any more, the ring that unscored windows are read from.
+        known = (ring for ring, end in state.unscored[one.row.entity] if ring <= one.slot <= end)
+        head.ring = head.first_slot = next(known, one.slot)
+        entity = state.add_entity(one.row.entity, family, head)
         self._observe_entities()
         return entity
 
