@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import msgspec
 import psutil
 import pytest
@@ -15,6 +16,10 @@ import pytest
 from deploy.local_stack import LocalStack
 from deploy.processes import ServerProcess, is_alive
 from tests.containers import docker_answers, kafka_container, redis_container
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("telltale", deadline=None)
+hypothesis.settings.load_profile("telltale")
 
 
 @pytest.fixture(scope="session")

@@ -373,10 +373,22 @@ def test_a_service_is_ready_while_it_has_its_partitions(world):
     assert world.health.ready()[0]
 
 
+def test_a_partition_that_went_to_another_process_has_its_lag_told_there(world):
+    world.broker.ends = {0: 7, 1: 0}
+    world.stage.hold = {(0, 0)}
+    world.broker.queue = [[(0, 0)], lambda consumer: consumer.revoke(0)]
+    run(world, turns=0)
+    assert sample(world, "consumer_lag_records", partition="0") is None
+    assert sample(world, "paused_partitions") == 0
+
+
 def test_lag_is_what_is_behind_the_committed_offset(world):
     world.broker.ends = {0: 7, 1: 0}
     world.broker.committed = {0: 4}
-    world.broker.queue = [[]]
+    lags = []
+    world.broker.queue = [
+        [],
+        lambda _: lags.extend(sample(world, "consumer_lag_records", partition=partition) for partition in "01"),
+    ]
     run(world)
-    assert sample(world, "consumer_lag_records", partition="0") == 3
-    assert sample(world, "consumer_lag_records", partition="1") == 0
+    assert lags == [3, 0]

@@ -259,6 +259,21 @@ def test_a_wiped_store_is_rebuilt_from_telemetry_and_counted():
     assert [n.end_slot - BASE for n in world.finish().notices] == [3, 7, 11]
 
 
+def test_a_life_older_than_the_oldest_record_is_rebuilt_where_its_windows_are_looked_for():
+    """rows      0 . . 5 | 6 . . . 19: retention took 0 to 5, the worker has still to read windows 15 and 19"""
+    log = rows(*range(30))
+    world, whole = World(log), World(log).finish()
+    world.step(20)
+    world.acks.score(0, 3)
+    world.store.wipe()
+    world.low = 6
+    world.take_over()
+    world.step(100)
+    assert world.committed > 20
+    world.assert_the_worker_can_read_what_it_has_to()
+    assert world.finish().notices == whole.notices
+
+
 def test_a_windower_waits_for_the_worker_and_goes_on_when_there_is_room():
     """length 8, slack 16: window 3 needs the places of slots -4 to 3, and 20 would take that of -4.
 
