@@ -103,6 +103,10 @@ class Worker:
         self._triggers = [notice.trigger_ms for notice in notices]
         return Progress(outgoing, {record.partition: record.offset + 1 for record in records}, [])
 
+    def check(self) -> None:
+        """Take a new champion."""
+        self._models.refresh()
+
     def committed(self, delivered: Sequence[tuple[Outgoing, int]]) -> None:
         """Measure how long the rows of the batch took to their scores."""
         now_ms = time.time() * 1000

@@ -4,6 +4,7 @@ The numbers are measured choices; `docs/decisions.md` gives the comparison.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -147,6 +148,28 @@ def wait_until(attempt: Callable[[], None], deadline_s: float, what: str) -> Non
                 raise
             _log.warning("waiting", what=what, error=str(error))
             time.sleep(0.5)
+
+
+def within(timeout_s: float, what: str, call: Callable[[], None]) -> None:
+    """Make a client call that may outlast its own timeout; raise TransientError if it has after `timeout_s`.
+
+    Such a call keeps its thread and its client, which are to be given up.
+    """
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name=what, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        raise TransientError(f"{what} has not returned within {timeout_s:.0f} s")
+    if errors:
+        raise errors[0]
 
 
 def to_record(message: "Message[bytes, bytes]") -> Record:

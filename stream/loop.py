@@ -6,6 +6,7 @@ done with. A stage never sees a record twice without being told to drop its stat
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -22,6 +23,7 @@ from stream.kafka import (
     to_record,
     wait_for_broker,
     watermarks,
+    within,
 )
 from stream.metrics import Health, Metrics
 from stream.settings import KafkaSettings
@@ -29,6 +31,8 @@ from stream.settings import KafkaSettings
 _log = structlog.get_logger()
 
 POLL_S = 0.05
+_CHECK_S = 1.0
+_MARGIN_S = 1.0
 
 
 class Progress(NamedTuple):
@@ -57,6 +61,9 @@ class Stage(Protocol):
 
     def process(self, records: Sequence[Record]) -> Progress:
         """Work on a batch, records of one partition in offset order."""
+
+    def check(self) -> None:
+        """Look after what is owned, between two batches and once a second; also while there are no records."""
 
     def committed(self, delivered: Sequence[tuple[Outgoing, int]]) -> None:
         """Learn that the last batch's transaction is committed, and at which offset each message stands."""
@@ -94,6 +101,7 @@ class TransactionalLoop:
         self._held: list[Record] = []
         self._paused: set[int] = set()
         self._lag_observed = 0.0
+        self._checked = 0.0
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Loop until `stopping()`; raise TransientError if nothing works for the whole deadline."""
@@ -133,6 +141,7 @@ class TransactionalLoop:
         records = self._held + consumed
         self._health.tick()
         self._observe_lag(consumer)
+        self._check()
         if not records:
             return
         self._held = []
@@ -182,13 +191,21 @@ class TransactionalLoop:
             try:
                 producer.begin_transaction()
                 _produce(producer, progress.outgoing, delivered)
-                producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), timeout)
+                _add_offsets(producer, offsets, consumer.consumer_group_metadata(), timeout)
                 producer.commit_transaction(timeout)
             except KafkaException as error:
                 self._metrics.txn_aborts.inc()
                 _abort(producer)
                 raise TransientError(f"the transaction was not committed: {_text(error)}") from error
+            except TransientError:
+                self._metrics.txn_aborts.inc()
+                raise
         self._stage.committed(delivered)
+
+    def _check(self) -> None:
+        if time.monotonic() - self._checked >= _CHECK_S:
+            self._checked = time.monotonic()
+            self._stage.check()
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.inc(len(partitions))
@@ -268,6 +285,12 @@ def _produce(producer: Producer, outgoing: list[Outgoing], delivered: list[tuple
             on_delivery=_recorder(delivered, message),
         )
         producer.poll(0)
+
+
+def _add_offsets(producer: Producer, offsets: list[TopicPartition], group: Any, timeout_s: float) -> None:
+    """Add offsets to the transaction; a call that waits for a coordinator that is gone never returns by itself."""
+    call = partial(producer.send_offsets_to_transaction, offsets, group, timeout_s)
+    within(timeout_s + _MARGIN_S, "send_offsets_to_transaction", call)  # librdkafka issues 5456 and 5511
 
 
 def _recorder(delivered: list[tuple[Outgoing, int]], message: Outgoing) -> Callable[[KafkaError | None, Any], None]:

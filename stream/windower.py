@@ -85,6 +85,7 @@ class _Partition:
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
+        self.next_offset: int | None = None  # of the snapshot
         self.entities: dict[str, _Entity] = {}
         self.unscored: dict[str, deque[tuple[int, int]]] = defaultdict(deque)
         self.announced: deque[tuple[int, str]] = deque()  # offset in `windows` and entity
@@ -134,6 +135,7 @@ class Windower:
         snapshot = self._store.load(partition)
         usable = snapshot.next_offset is not None and low <= snapshot.next_offset <= committed
         if usable:
+            state.next_offset = snapshot.next_offset
             self._restore_entities(partition, state, snapshot)
         elif committed > low:
             self._metrics.window_rebuilds.labels("no_snapshot").inc()
@@ -159,6 +161,12 @@ class Windower:
             if batch.next_offset is not None:
                 progress.next_offsets[partition] = batch.next_offset
         return progress
+
+    def check(self) -> None:
+        """Renew the snapshots, which fails where Redis has lost its data: nobody else would notice and rebuild it."""
+        for partition, state in self._partitions.items():
+            if state.next_offset is not None:
+                self._store.save_heads(partition, state.epoch, state.next_offset, {})
 
     def committed(self, delivered: Sequence[tuple[Outgoing, int]]) -> None:
         """Remember where the notices stand, and store the snapshot that belongs to the transaction."""
@@ -288,7 +296,9 @@ class Windower:
     def _save(self, partition: int, batch: _Batch) -> None:
         if batch.next_offset is not None:
             heads = {name: _HEAD.encode(entity.head.record()) for name, entity in batch.touched.items()}
-            self._store.save_heads(partition, self._partitions[partition].epoch, batch.next_offset, heads)
+            state = self._partitions[partition]
+            self._store.save_heads(partition, state.epoch, batch.next_offset, heads)
+            state.next_offset = batch.next_offset
 
     def _restore_entities(self, partition: int, state: _Partition, snapshot: Snapshot) -> None:
         """Rebuild the heads as of the snapshot; rows that a dead process wrote after it are still to come."""

@@ -183,6 +183,9 @@ class Echo:
         assert all(offset >= 0 for _, offset in delivered)
         self._fail("committed")
 
+    def check(self):
+        pass
+
     def drop(self, partitions):
         pass
 
