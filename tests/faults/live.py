@@ -189,32 +189,29 @@ def _arm(crash: Crash) -> None:
 
     batches = iter(range(1, 1_000_000))
 
-    def die_if_due() -> None:
-        if next(batches) == crash.batch:
+    def die_if_due(said: Sequence[Any]) -> None:
+        if said and next(batches) == crash.batch:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    commit, produce = loop.TransactionalLoop._commit, loop._produce
+    def before(loop_: Any, consumer: Any, producer: Any, progress: loop.Progress) -> None:
+        die_if_due(progress.outgoing)
+        commit(loop_, consumer, producer, progress)
 
-    def dying_before(self: Any, consumer: Any, producer: Any, progress: loop.Progress) -> None:
-        if progress.outgoing:
-            die_if_due()
-        commit(self, consumer, producer, progress)
-
-    def dying_inside(producer: Any, outgoing: list[Any], delivered: list[Any]) -> None:
+    def inside(producer: Any, outgoing: Sequence[Any], delivered: list[Any]) -> None:
         produce(producer, outgoing, delivered)
-        if outgoing:
-            producer.flush()
-            die_if_due()
+        producer.flush()
+        die_if_due(outgoing)
 
-    def dying_after(self: Any, delivered: Sequence[Any]) -> None:
-        if delivered:
-            die_if_due()
-        told[type(self)](self, delivered)
+    def after(stage: Any, delivered: Sequence[Any]) -> None:
+        die_if_due(delivered)
+        told[type(stage)](stage, delivered)
 
-    told = {Worker: Worker.committed, Windower: Windower.committed}
-    if crash.point == "before the transaction":
-        loop.TransactionalLoop._commit = dying_before
-    elif crash.point == "inside the transaction":
-        loop._produce = dying_inside
-    else:
-        Worker.committed = Windower.committed = dying_after
+    commit, produce = loop.TransactionalLoop._commit, loop._produce
+    told = {stage: stage.committed for stage in (Worker, Windower)}
+    match crash.point:
+        case "before the transaction":
+            loop.TransactionalLoop._commit = before
+        case "inside the transaction":
+            loop._produce = inside
+        case "after the commit":
+            Worker.committed = Windower.committed = after

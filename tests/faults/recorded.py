@@ -1,5 +1,6 @@
 """Made-up recordings, and the offline answer that the live pipeline has to give for them, faults or not."""
 
+import time
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from detector.worker import missing_fraction
 from stream.contracts import Alert, Sample, ScoreBlock
 from stream.grid import Geometry
 from stream.settings import Settings
-from tests.pipeline import alerts, blocks, wait_for
+from tests.pipeline import WAIT_S, alerts, blocks
 from training.datasets import Series
 
 FIRST = 1_767_225_600
@@ -131,11 +132,14 @@ def live_rows(found: Sequence[ScoreBlock]) -> dict[Row, Judgement]:
 
 def wait_for_rows(settings: Settings, rows: int) -> None:
     """Wait until so many rows have a final score."""
+    end = time.monotonic() + WAIT_S
+    while (scored := _final_scores(settings)) < rows:
+        assert time.monotonic() < end, f"waited {WAIT_S:.0f} s for {rows} final scores, got {scored}"
+        time.sleep(0.2)
 
-    def scored() -> int:
-        return sum(len(b.scores) - b.scores.count(None) for b in blocks(settings) if b.stage == "final")
 
-    wait_for(lambda: scored() >= rows, f"{rows} final scores")
+def _final_scores(settings: Settings) -> int:
+    return sum(len(b.scores) - b.scores.count(None) for b in blocks(settings) if b.stage == "final")
 
 
 def assert_is_offline(settings: Settings, answer: Answer) -> None:
