@@ -259,6 +259,19 @@ def test_a_wiped_store_is_rebuilt_from_telemetry_and_counted():
     assert [n.end_slot - BASE for n in world.finish().notices] == [3, 7, 11]
 
 
+def test_a_wiped_store_is_noticed_although_no_telemetry_comes():
+    """Else the worker would wait for ever for windows that nobody rebuilds."""
+    world = World(rows(*range(9)))
+    world.windower.check()
+    world.step(5)
+    before = world.store.load(0)
+    world.windower.check()
+    assert world.store.load(0) == before
+    world.store.wipe()
+    with pytest.raises(FencedError):
+        world.windower.check()
+
+
 def test_a_life_older_than_the_oldest_record_is_rebuilt_where_its_windows_are_looked_for():
     """rows      0 . . 5 | 6 . . . 19: retention took 0 to 5, the worker has still to read windows 15 and 19"""
     log = rows(*range(30))
