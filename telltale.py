@@ -37,7 +37,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
 
-out = Console()
+out = Console(soft_wrap=True)
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write one JSON object with the figures.")]
 DataFile = Annotated[Path, typer.Option(help="Parquet file of telemetry.", exists=True, dir_okay=False)]
 RegistryPath = Annotated[str, typer.Option(help="Folder or URL of the model registry.")]

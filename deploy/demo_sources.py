@@ -81,7 +81,7 @@ class SimulatorSource:
 
     name = "simulator"
     minutes = 0.9
-    geometry = Geometry(length=256, hop=16, final_delay=48, slack=512)
+    geometry = Geometry(length=256, hop=16, final_delay=32, slack=512)
     _entity_rows_per_s = 20
 
     def __init__(self, seconds: float, seed: int) -> None:

@@ -114,7 +114,8 @@ def train(
         data_sha256=data_sha256,
         metrics=metrics,
     )
-    return TrainedModel(name, dataset, scaling, geometry, config, plan.scoring, fit.averaged_weights(), record)
+    scoring = plan.scoring_for(geometry)
+    return TrainedModel(name, dataset, scaling, geometry, config, scoring, fit.averaged_weights(), record)
 
 
 class _Fit:
