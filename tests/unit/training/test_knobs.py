@@ -1,0 +1,39 @@
+import msgspec
+import numpy as np
+import pytest
+
+from tests.unit.training.made_up import TINY, waves
+from training.calibration import calibrate
+from training.injection import KINDS
+from training.knobs import Figures, compare, injected
+from training.trainer import TrainedModel, train
+
+
+@pytest.fixture(scope="module")
+def trained() -> TrainedModel:
+    return train(waves((600, 500)), name="test", preset=TINY, train_steps=40)
+
+
+def test_each_series_is_shown_once_with_each_kind_and_the_same_ones_to_every_candidate(trained: TrainedModel) -> None:
+    manifest = calibrate(trained)
+    shown = injected(manifest, trained, 1, seed=0)
+    assert len(shown) == len(KINDS)
+    for (series, first_row), (again, _) in zip(shown, injected(manifest, trained, 1, seed=0), strict=True):
+        np.testing.assert_array_equal(series.values, again.values)
+        assert series.labels is not None
+        assert series.labels[first_row:].any()
+        assert not series.labels[:first_row].any()
+        assert len(series.slots) - first_row == 250
+
+
+def test_the_same_candidate_gets_the_same_figures_and_another_one_others(trained: TrainedModel) -> None:
+    wider = msgspec.structs.replace(trained.scoring, smoothing_size=61)
+    seen: list[str] = []
+    found = compare(
+        trained,
+        {"one": trained.scoring, "same": trained.scoring, "wider": wider},
+        on_figures=lambda name, figures: seen.append(name),
+    )
+    assert found["one"] == found["same"] != found["wider"]
+    assert seen == ["one", "same", "wider"]
+    assert all(0 <= figure <= 1 for figures in found.values() for figure in Figures(*figures))
