@@ -3,7 +3,6 @@
 The processes are forked from one that has torch loaded already, so that a restart takes no longer than a rebalance.
 """
 
-import json
 import multiprocessing
 import os
 import signal
@@ -46,7 +45,6 @@ class Processes:
         self._settings_file = folder / "telltale.toml"
         self._settings_file.write_bytes(msgspec.toml.encode(_plain(settings)))
         self._running: dict[str, ForkServerProcess] = {}
-        _shorten_sessions(settings)
 
     def start(self, service: str, crash: Crash | None = None) -> None:
         """Run `telltale SERVICE`, which dies at the crash point if there is one."""
@@ -67,6 +65,12 @@ class Processes:
         process.join(WAIT_S)
         assert process.exitcode == -signal.SIGKILL, f"{service} did not crash:\n{self.log(service)}"
 
+    def wait_for_end(self, service: str) -> int | None:
+        """Return the exit code of a service that is to end by itself."""
+        process = self._running.pop(service)
+        process.join(WAIT_S)
+        return process.exitcode
+
     def terminate(self, service: str, grace_s: float = 20.0) -> None:
         """Ask a service to end (SIGTERM); it must do so by itself, with success."""
         process = self._running.pop(service)
@@ -82,17 +86,6 @@ class Processes:
         for service in list(self._running):
             self.terminate(service)
 
-    def metric(self, service: str, line: str) -> float:
-        """Return a metric of the running service by the name and labels it is shown with; 0 if it is not there."""
-        port = next(
-            json.loads(entry)["metrics_port"]
-            for entry in reversed(self.log(service).splitlines())
-            if '"metrics_port"' in entry
-        )
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            shown = dict(entry.rsplit(" ", 1) for entry in answer.read().decode().splitlines())
-        return float(shown.get(line, 0))
-
     def log(self, service: str) -> str:
         """Return what the service has logged so far."""
         return self._log(service).read_text() if self._log(service).exists() else ""
@@ -107,9 +100,17 @@ class Processes:
         return self._folder / f"{service}.log"
 
 
+def metric(port: int, line: str) -> float:
+    """Return a metric by the name and labels it is shown with, 0 if it is not there."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        shown = dict(entry.rsplit(" ", 1) for entry in answer.read().decode().splitlines())
+    return float(shown.get(line, 0))
+
+
 @contextmanager
 def processes(settings: Settings, folder: Path) -> Iterator[Processes]:
     """Give the services of a pipeline; those still running at the end are ended in good order."""
+    _shorten_sessions(settings)
     services = Processes(settings, folder)
     try:
         yield services
