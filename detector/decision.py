@@ -1,8 +1,8 @@
 """From the scores of a window to score blocks: which slots, which threshold, how improbable. Pure: no store, no clock.
 
 The three-sigma rule is kept on the entity's own scores so far (paper, section 4.2, read causally): mean and variance
-start from training data and follow the scored series. A score above the threshold enters them as the threshold, so an
-anomaly hardly lifts the threshold while a lasting change of level is adapted to within `memory` slots.
+start from training data and follow the scored series. A score counts as at most `limit_sigmas` deviations above the
+mean, so that one wild value does not blind the detector for `memory` slots.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,8 @@ def decide(
             evidence = _evidence(numeric, view, judged.peak_position)
             blocks.append(_block(manifest, notice, judged, evidence))
             hits += _hits(judged, evidence)
-        after.append(part.moments if judged is None else follow(part.moments, judged.scores, judged.threshold, rule))
+        limit = part.moments.mean + rule.limit_sigmas * part.moments.deviation
+        after.append(part.moments if judged is None else follow(part.moments, judged.scores, limit, rule))
     return Decision(blocks, hits, SeriesMoments(manifest.version, *after))
 
 
@@ -112,12 +113,12 @@ def unscored(notice: WindowNotice) -> list[ScoreBlock]:
     ]
 
 
-def follow(moments: Moments, scores: NDArray[np.float64], threshold: float, rule: DecisionConfig) -> Moments:
-    """Update moments by scores (n,), NaN ignored, those above the threshold counted as the threshold.
+def follow(moments: Moments, scores: NDArray[np.float64], limit: float, rule: DecisionConfig) -> Moments:
+    """Update moments by scores (n,), NaN ignored, those above the limit counted as the limit.
 
     Chan et al.'s pairwise update; the older moments weigh as at most `rule.memory` scores.
     """
-    new = np.minimum(scores[~np.isnan(scores)], threshold)
+    new = np.minimum(scores[~np.isnan(scores)], limit)
     if not len(new):
         return moments
     old = max(min(moments.count, rule.memory - len(new)), 0.0)
@@ -171,7 +172,7 @@ def _judge(manifest: Manifest, notice: WindowNotice, part: _Part) -> _Judged | N
     window_start = notice.end_slot - notice.length + 1
     inside = part.scores[max(first - window_start, 0) : part.last - window_start + 1].astype(np.float64)
     scores = np.concatenate([np.full(part.last - first + 1 - len(inside), np.nan), inside])
-    deviation = max(part.moments.variance, 0.0) ** 0.5
+    deviation = part.moments.deviation
     threshold = part.moments.mean + part.sigmas * deviation
     z = (scores - part.moments.mean) / max(deviation, 1e-9)
     tail = manifest.provisional_tail if part.stage == "provisional" else manifest.final_tail

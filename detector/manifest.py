@@ -61,13 +61,15 @@ class DecisionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How scores become alerts.
 
     final_sigmas: a final score so many deviations above the mean of the entity's scores so far is anomalous (the
-    three-sigma rule). provisional_sigmas: the same for a provisional score, which rests on less. memory: slots of
-    scores that mean and deviation remember. resolve_after: normal slots that end an episode.
+    three-sigma rule). provisional_sigmas: the same for a provisional score, which rests on less. limit_sigmas: more
+    deviations than these count as these for mean and deviation. memory: slots of scores that both remember.
+    resolve_after: normal slots that end an episode.
     """
 
     final_sigmas: float = 3.0
     provisional_sigmas: float = 6.0
-    memory: int = 5000
+    limit_sigmas: float = 12.0
+    memory: int = 2000
     resolve_after: int = 50
 
 
@@ -77,6 +79,11 @@ class Moments(msgspec.Struct, frozen=True):
     count: float
     mean: float
     variance: float
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation."""
+        return max(self.variance, 0.0) ** 0.5
 
 
 class EntityCalibration(msgspec.Struct, frozen=True, kw_only=True):
