@@ -107,6 +107,7 @@ def unscored(notice: WindowNotice) -> list[ScoreBlock]:
             threshold=0.0,
             channels=[],
             model=ModelRef(notice.family, "none"),
+            gap_slots=notice.gap_slots if stage == "provisional" else 0,
         )
         for stage, first, last in spans
         if first <= last
@@ -194,6 +195,7 @@ def _block(manifest: Manifest, notice: WindowNotice, judged: _Judged, evidence: 
         threshold=judged.threshold,
         channels=evidence,
         model=ModelRef(manifest.name, manifest.version),
+        gap_slots=notice.gap_slots if judged.stage == "provisional" else 0,
     )
 
 

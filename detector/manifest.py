@@ -1,5 +1,6 @@
 """What a checkpoint says about itself. Owns the manifest's types; reads and writes no file, knows no tensor."""
 
+import math
 from typing import Literal
 
 import msgspec
@@ -83,7 +84,7 @@ class Moments(msgspec.Struct, frozen=True):
     @property
     def deviation(self) -> float:
         """The standard deviation."""
-        return max(self.variance, 0.0) ** 0.5
+        return math.sqrt(max(self.variance, 0.0))
 
 
 class EntityCalibration(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from detector.checkpoint import Bundle, verify_golden
 from detector.engine import Detector, WindowBatch
 from detector.manifest import EntityCalibration, Manifest
 from detector.registry import Registry
+from stream.contracts import WindowNotice
 from stream.errors import CheckpointError, TransientError, UsageError
 from stream.metrics import Metrics
 from stream.settings import FamilySettings
@@ -39,6 +40,12 @@ class Model:
         self.numeric = [i for i, channel in enumerate(self.manifest.channels) if channel.kind == "numeric"]
         self.numeric_names = [self.manifest.channels[i].name for i in self.numeric]
         self._calibrations = {entity.name: entity for entity in self.manifest.entities}
+
+    def takes(self, notice: WindowNotice) -> bool:
+        """Say whether a window was cut as this model wants it; one announced under other settings may not be."""
+        geometry = self.manifest.geometry
+        wanted = (geometry.length, geometry.final_delay, self.manifest.interval_ms)
+        return (notice.length, notice.final_delay, notice.interval_ms) == wanted
 
     def calibration(self, entity: str) -> EntityCalibration:
         """Return an entity's calibration, that of unseen entities if training never saw it."""

@@ -37,6 +37,8 @@ _ENCODER = msgspec.json.Encoder()
 _NOTICE = msgspec.json.Decoder(WindowNotice)
 # A window whose rows are not all there is being rebuilt by the windower; it is asked for again so often.
 _INCOMPLETE_POLL_S = 0.1
+# After so long the loop joins again, which keeps it live and lets it give up after its deadline.
+_INCOMPLETE_S = 5.0
 
 
 class EntityState(msgspec.Struct, frozen=True):
@@ -125,14 +127,14 @@ class Worker:
             by_family[notice.family].append(notice)
         for family, of_family in by_family.items():
             model = self._models.current(family)
-            if model is not None:
-                windows = self._read(of_family)
-                yield from self._run(model, of_family, windows)
+            fitting = [notice for notice in of_family if model is not None and model.takes(notice)]
+            if model is not None and fitting:
+                yield from self._run(model, fitting, self._read(fitting))
 
     def _read(self, notices: Sequence[WindowNotice]) -> list[Window]:
         """Read windows; wait while one is incomplete, which means that its ring is being rebuilt."""
         requests = [self._request(notice) for notice in notices]
-        end = time.monotonic() + self._settings.kafka.reconnect_deadline_s
+        end = time.monotonic() + _INCOMPLETE_S
         while True:
             windows = self._store.read_windows(requests)
             broken = [n for n, window in zip(notices, windows, strict=True) if window.rows != n.rows]
@@ -203,7 +205,7 @@ class Worker:
             if block.stage == "provisional":
                 gaps = block.scores.count(None)
                 self._metrics.rows_scored.inc(len(block.scores) - gaps)
-                self._metrics.gap_slots.inc(gaps)
+                self._metrics.gap_slots.inc(gaps + block.gap_slots)
 
 
 def missing_fraction(notice: WindowNotice) -> float:
@@ -232,7 +234,7 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     models = Models(
         Registry(settings.registry), settings.families, metrics, device=device, poll_s=settings.worker.model_poll_s
     )
-    store = connect(settings.redis, metrics.time_redis)
+    store = connect(settings.redis, metrics.time_redis, layout=settings.layout)
     try:
         models.refresh(wait=True)
         _require_models(settings, models)

@@ -87,6 +87,7 @@ class ScoreBlock(msgspec.Struct, frozen=True, kw_only=True):
     """Scores of consecutive slots of one entity, from `start_slot` on; null where the slot has no row (a gap).
 
     Every slot appears in exactly one provisional and, `final_delay` slots later, in exactly one final block.
+    gap_slots: slots of silence before the block that stand in none, told in the provisional block that ends it.
     """
 
     v: Literal[1] = 1
@@ -102,6 +103,7 @@ class ScoreBlock(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float
     channels: list[ChannelEvidence]
     model: ModelRef
+    gap_slots: int = 0
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):

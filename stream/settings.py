@@ -5,10 +5,12 @@ Environment variables are `TELLTALE_` and the path joined by `__`: `TELLTALE_KAF
 """
 
 import fnmatch
+import hashlib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -164,6 +166,18 @@ class Settings(BaseSettings):
         """Order the sources: flags, then environment, then the TOML file."""
         toml = TomlConfigSettingsSource(settings_cls, toml_file=config_file())
         return init_settings, env_settings, toml
+
+    @property
+    def layout(self) -> str:
+        """A short name for how the declared families lie in the window store.
+
+        What was stored under other channels or another geometry must not be read as if it were these.
+        """
+        families = [
+            [f.name, f.interval_ms, f.channels, f.length, f.hop, f.lateness, f.final_delay, f.slack]
+            for f in self.families
+        ]
+        return hashlib.blake2b(msgspec.json.encode(families), digest_size=6).hexdigest()
 
     def family_of(self, entity: str) -> FamilySettings | None:
         """Return the first declared family whose pattern fits the entity."""

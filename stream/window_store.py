@@ -232,8 +232,11 @@ class RedisWindowStore:
             raise
 
 
-def connect(settings: RedisSettings, timer: Timer | None = None) -> RedisWindowStore:
-    """Return the window store of the configured Redis; connects on first use. Raises UsageError for no usable URL."""
+def connect(settings: RedisSettings, timer: Timer | None = None, *, layout: str = "") -> RedisWindowStore:
+    """Return the window store of the configured Redis; connects on first use. Raises UsageError for no usable URL.
+
+    layout: what is stored under one is invisible under another.
+    """
     try:
         client = redis.Redis.from_url(
             settings.url.get_secret_value(),
@@ -246,4 +249,4 @@ def connect(settings: RedisSettings, timer: Timer | None = None) -> RedisWindowS
         raise UsageError(
             "redis.url wants redis://[user:password@]host:port/db: set it (TELLTALE_REDIS__URL) or run `telltale up`"
         ) from None
-    return RedisWindowStore(client, settings.prefix, timer)
+    return RedisWindowStore(client, f"{settings.prefix}:{layout}" if layout else settings.prefix, timer)

@@ -34,7 +34,8 @@ from stream.topics import DEAD_LETTERS, TELEMETRY, WINDOWS, topic_name
 from stream.window_store import RingRef, RingWrite, Snapshot, WindowStore, connect
 
 _log = structlog.get_logger()
-_DAY_MS = 86_400_000
+# Longer than telemetry is kept, so that a ring is never gone while its head is remembered.
+_RING_KEPT_MS = 8 * 86_400_000
 _BATCH_RECORDS = 2000
 _NOTICE = msgspec.json.Encoder()
 _HEAD = msgspec.msgpack.Encoder()
@@ -67,7 +68,7 @@ class _Entity:
     @property
     def ttl_ms(self) -> int:
         """How long an idle ring is kept."""
-        return max(_DAY_MS, 2 * self.geometry.capacity * self.family.interval_ms)
+        return max(_RING_KEPT_MS, 2 * self.geometry.capacity * self.family.interval_ms)
 
     def follow_head(self) -> None:
         """Name the ring of the present life, and work out which row may come."""
@@ -338,7 +339,7 @@ def run_windower(settings: Settings, stop: threading.Event) -> None:
     if not settings.families:
         raise UsageError("no family is declared: add [[families]] to the settings file, see docs/formats.md")
     metrics, health = Metrics(), Health(settings.metrics.liveness_s)
-    store = connect(settings.redis, metrics.time_redis)
+    store = connect(settings.redis, metrics.time_redis, layout=settings.layout)
     wait_until(store.check, settings.kafka.reconnect_deadline_s, "Redis")
     acks = KafkaAcknowledgements(settings)
     try:

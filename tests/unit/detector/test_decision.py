@@ -325,3 +325,12 @@ def test_a_score_at_the_threshold_is_normal():
     even = SeriesMoments("v1", Moments(100, 1.0, 1.0), Moments(100, 1.0, 1.0))
     decision = decided(notice(), view([1 + RULE.provisional_sigmas] * LENGTH, [1 + RULE.final_sigmas] * LENGTH), even)
     assert decision.hits == []
+
+
+@given(windows())
+def test_a_silence_between_two_lives_is_told_once(window):
+    one, scores = window
+    told = decided(msgspec.structs.replace(one, gap_slots=321), scores).blocks
+    assert sum(block.gap_slots for block in told) == (321 if any(b.stage == "provisional" for b in told) else 0)
+    silent = unscored(msgspec.structs.replace(one, gap_slots=321))
+    assert sum(block.gap_slots for block in silent) == (321 if any(b.stage == "provisional" for b in silent) else 0)

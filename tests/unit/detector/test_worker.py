@@ -355,3 +355,11 @@ def test_all_alerts_of_a_batch_are_counted(announced, whole):
     for (severity, state), count in counted.items():
         labels = {"severity": severity, "state": state}
         assert metrics.registry.get_sample_value("telltale_alerts_total", labels) == count
+
+
+@pytest.mark.parametrize("change", [{"length": 8}, {"final_delay": 0}, {"interval_ms": 17}])
+def test_a_window_announced_under_other_settings_is_not_taken_for_the_models(change):
+    geometry = MANIFEST.geometry
+    fields = {"length": geometry.length, "final_delay": geometry.final_delay, "interval_ms": MANIFEST.interval_ms}
+    assert MODEL.takes(SimpleNamespace(**fields))
+    assert not MODEL.takes(SimpleNamespace(**{**fields, **change}))

@@ -196,3 +196,17 @@ def test_the_first_family_whose_pattern_fits_has_the_entity():
     named = {entity: settings.family_of(entity).name for entity in ("probe-1", "probe-x", "Probe-1", "any/thing")}
     assert named == {"probe-1": "probe", "probe-x": "rest", "Probe-1": "rest", "any/thing": "rest"}
     assert load_settings(families=[{**FAMILY, "entities": "x*"}]).family_of("y") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"numeric": ["b", "a"]}, {"commands": []}, {"slack": 2048}, {"hop": 32}, {"interval_ms": 500}, {"lateness": 3}],
+)
+def test_what_lies_differently_in_the_store_has_another_layout(change):
+    assert load_settings(families=[{**FAMILY, **change}]).layout != load_settings(families=[FAMILY]).layout
+
+
+def test_the_layout_is_the_same_wherever_it_is_asked_for(monkeypatch):
+    here = load_settings(families=[FAMILY]).layout
+    monkeypatch.setenv("TELLTALE_INSTANCE", "7")
+    assert load_settings(families=[{**FAMILY, "entities": "rover-*"}]).layout == here
