@@ -10,13 +10,15 @@ import torch
 from detector.models import Model
 from stream.settings import Settings
 from tests.builders import untrained
+from tests.faults.live import forked
 from tests.faults.recorded import GEOMETRY
 from tests.pipeline import make_settings, publish
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Score with one thread: on a busy machine two threads wait for each other in every small operation."""
+def _ready_to_run() -> Iterator[None]:
+    """Have processes to start, and score with one thread: on a busy machine two wait for each other all the time."""
+    forked()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -49,7 +50,7 @@ class Processes:
     def start(self, service: str, crash: Crash | None = None) -> None:
         """Run `telltale SERVICE`, which dies at the crash point if there is one."""
         arguments = (service, str(self._settings_file), str(self._log(service)), crash)
-        process = self._running[service] = _forked()(target=_serve, args=arguments, name=service)
+        process = self._running[service] = forked()(target=_serve, args=arguments, name=service)
         process.start()
 
     def kill(self, service: str) -> None:
@@ -142,9 +143,11 @@ def sending(settings: Settings, samples: Sequence[Sample], rows_per_s: float) ->
 
 
 @cache
-def _forked() -> Callable[..., ForkServerProcess]:
+def forked() -> Callable[..., ForkServerProcess]:
+    """Return how processes are made; the first call starts to load what they need."""
     context: ForkServerContext = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["telltale", "detector.worker", "stream.windower", "torch._dynamo"])
+    ensure_running()
     return context.Process
 
 
