@@ -111,6 +111,16 @@ def test_a_larger_deviation_never_scores_less(detector: Detector, windows: Windo
     assert (peaks[1] > peaks[0]).all()
 
 
+def test_nothing_outside_the_training_range_is_expected(detector: Detector, windows: WindowBatch) -> None:
+    manifest = detector.manifest
+    entries = {entry.name: entry for entry in manifest.entities}
+    scores = detector.score(with_values(windows, windows.values * 50))
+    for entity, expected in zip(windows.entities, scores.expected, strict=True):
+        entry = entries.get(entity, manifest.unseen)
+        assert (expected >= np.array(entry.minimum)[:, None] - 1e-4).all()
+        assert (expected <= np.array(entry.maximum)[:, None] + 1e-4).all()
+
+
 def test_the_provisional_score_is_causal_in_the_residual(detector: Detector, windows: WindowBatch) -> None:
     """At the last slot nothing later is known, so both scores are one."""
     scores = detector.score(windows)
