@@ -1,0 +1,145 @@
+"""How fast the detector scores windows in process, and on what its time goes. Needs no server."""
+
+import tempfile
+import threading
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from rich.console import Console
+
+from benchmarks.measure import Machine, Spread, describe_machine, spread, timed
+from benchmarks.stack_profile import StackProfile
+from benchmarks.workload import COMMANDS, FIRST_SLOT, NUMERIC, make_values, publish_model
+from deploy.demo_view import DemoView
+from detector.engine import Detector, WindowBatch
+from detector.manifest import Manifest
+from detector.registry import Registry
+from stream.logs import configure_logging
+from training.presets import PRESETS
+
+_STARTS = ((20,), PRESETS["small"].scoring.starts)
+_PROFILED_CALLS = 3
+_PARTS = {
+    "convolve": "FFT",
+    "Conv1d._conv_forward": "convolution and matmul",
+    "ConvTranspose1d.forward": "convolution and matmul",
+    "Linear.forward": "convolution and matmul",
+    "smooth": "convolution and matmul",
+    "Denoiser.forward": "elementwise",
+    "Condition.forward": "elementwise",
+    "TimestepEmbedding.forward": "elementwise",
+    "CascadeLayer.forward": "elementwise",
+    "Detector._reconstruct": "elementwise",
+    "slot_noise": "noise",
+    "Detector._score_part": "residuals and bands",
+    "Detector._inputs": "inputs",
+}
+
+
+class Load(msgspec.Struct, frozen=True):
+    """How much is measured. batch: windows in one call."""
+
+    batch: int = 64
+    calls: int = 9
+    seed: int = 0
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One number of starts on one number of threads.
+
+    rows_per_s: new rows (hop times windows) by wall time. rows_per_s_per_core: by CPU seconds of the process.
+    time_shares: of the wall time, from calls beside the measured ones.
+    """
+
+    starts: int
+    threads: int
+    rows_per_s: Spread
+    rows_per_s_per_core: Spread
+    time_shares: dict[str, float]
+
+
+class InferenceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The detector's figures. rows_per_s: median by number of starts, with torch's own choice of threads."""
+
+    rows_per_s: dict[str, float]
+    cases: list[Case]
+    preset: str
+    batch: int
+    numeric: int
+    commands: int
+    length: int
+    hop: int
+    seed: int
+    machine: Machine
+
+
+def run(console: Console, load: Load | None = None) -> InferenceReport:
+    """Measure, print and return the detector's figures."""
+    load, view = load or Load(), DemoView(console)
+    configure_logging("warning")
+    machine, geometry = describe_machine(), PRESETS["small"].geometry
+    cases: list[Case] = []
+    for starts in _STARTS:
+        with view.step(f"model with {len(starts)} start(s)") as step:
+            detector = _detector(starts, load.seed)
+            step.done("one train step, calibrated")
+        for threads in sorted({1, machine.torch_threads}):
+            with view.step(f"{len(starts)} start(s), {threads} thread(s)") as step:
+                cases.append(_measure(detector, load, threads))
+                step.done(_line(cases[-1]))
+    return InferenceReport(
+        rows_per_s={str(c.starts): c.rows_per_s.median for c in cases if c.threads == machine.torch_threads},
+        cases=cases,
+        preset="small",
+        batch=load.batch,
+        numeric=NUMERIC,
+        commands=COMMANDS,
+        length=geometry.length,
+        hop=geometry.hop,
+        seed=load.seed,
+        machine=machine,
+    )
+
+
+def _line(case: Case) -> str:
+    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in case.time_shares.items())
+    return f"{case.rows_per_s.median:,.0f} rows/s ({case.rows_per_s_per_core.median:,.0f} a core): {shares}"
+
+
+def _detector(starts: tuple[int, ...], seed: int) -> Detector:
+    with tempfile.TemporaryDirectory(prefix="telltale-bench-") as folder:
+        registry = Registry(Path(folder) / "registry")
+        bundle = registry.read("bench", publish_model(registry, starts, seed).version)
+    return Detector(bundle.manifest, bundle.weights)
+
+
+def _measure(detector: Detector, load: Load, threads: int) -> Case:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    windows = _windows(detector.manifest, load)
+    rows = load.batch * detector.manifest.geometry.hop
+    try:
+        detector.score(windows)
+        calls = [timed(lambda: detector.score(windows)) for _ in range(load.calls)]
+        profile = StackProfile(_PARTS)
+        with profile.watching(threading.get_ident()):
+            for _ in range(_PROFILED_CALLS):
+                detector.score(windows)
+    finally:
+        torch.set_num_threads(before)
+    return Case(
+        starts=len(detector.manifest.scoring.starts),
+        threads=threads,
+        rows_per_s=spread([rows / call.wall_s for call in calls], 0),
+        rows_per_s_per_core=spread([rows / call.cpu_s for call in calls], 0),
+        time_shares=profile.shares(),
+    )
+
+
+def _windows(manifest: Manifest, load: Load) -> WindowBatch:
+    length = manifest.geometry.length
+    values = make_values(load.batch, length, load.seed).transpose(0, 2, 1)
+    entities = [f"entity-{i:04d}" for i in range(load.batch)]
+    return WindowBatch(entities, np.full(load.batch, FIRST_SLOT + length - 1), np.ascontiguousarray(values))

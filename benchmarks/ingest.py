@@ -1,0 +1,180 @@
+"""How fast the windower puts telemetry into windows: decoding, grid, Redis, notices and transactions, as a service.
+
+The topic is filled before the service starts. No worker runs; the ring has room for every row, so back-pressure never
+sets in and the windower alone is measured.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import msgspec
+from rich.console import Console
+
+from benchmarks.measure import Machine, Spread, bucket_quantile, describe_machine, spread
+from benchmarks.rig import Rig, RunningService, make_rig
+from benchmarks.stack_profile import StackProfile
+from benchmarks.workload import COMMANDS, NUMERIC, make_family, make_values, to_samples
+from deploy.demo_report import ServerReport
+from deploy.demo_view import DemoView
+from deploy.replay import send
+from deploy.servers import Servers, running_servers
+from stream.errors import TransientError
+from stream.logs import configure_logging
+from stream.topics import TELEMETRY
+from stream.windower import run_windower
+
+_LIMIT_S = 120.0
+_POLL_S = 0.02
+_PARTS = {
+    "TransactionalLoop._consume": "Kafka: consume",
+    "TransactionalLoop._commit": "Kafka: produce and commit",
+    "RedisWindowStore.write_rows": "Redis",
+    "RedisWindowStore.save_heads": "Redis",
+    "Windower._decode": "decode",
+    "Windower._apply": "fold",
+    "Windower._notice": "notices",
+    "Windower._write": "encode",
+    "Windower._save": "encode",
+}
+
+
+class Load(NamedTuple):
+    """How much is measured. rows: of each entity and run."""
+
+    entities: int = 64
+    rows: int = 4096
+    runs: int = 5
+    seed: int = 0
+
+
+class IngestReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The windower's figures; medians over runs, whose spread is in `spreads`.
+
+    samples_per_s: rows by wall time, from the first commit seen to the last. samples_per_s_per_core: the same rows by
+    CPU seconds of all the windower's threads. commit_ms: of a whole transaction. memory_mib: peak. time_shares: of
+    the main thread, from one more run in process.
+    """
+
+    samples_per_s: float
+    samples_per_s_per_core: float
+    commit_ms_p50: float
+    commit_ms_p99: float
+    memory_mib: float
+    entities: int
+    channels: int
+    rows: int
+    slack: int
+    record_bytes: int
+    seed: int
+    time_shares: dict[str, float]
+    spreads: dict[str, Spread]
+    broker: ServerReport
+    redis: ServerReport
+    machine: Machine
+
+
+class _Run(NamedTuple):
+    samples_per_s: float
+    samples_per_s_per_core: float
+    commit_ms_p50: float
+    commit_ms_p99: float
+    memory_mib: float
+
+
+def run(console: Console, load: Load | None = None) -> IngestReport:
+    """Measure, print and return the windower's figures."""
+    load, view = load or Load(), DemoView(console)
+    configure_logging("warning")
+    machine = describe_machine()
+    runs: list[_Run] = []
+    with running_servers(view) as servers:
+        for number in range(load.runs):
+            with view.step(f"run {number + 1} of {load.runs}") as step, _filled(servers, load) as rig:
+                runs.append(_measure(rig, load))
+                step.done(f"{runs[-1].samples_per_s:,.0f} samples/s, {runs[-1].samples_per_s_per_core:,.0f} a core")
+        with view.step("where the time goes") as step, _filled(servers, load) as rig:
+            shares = _profile(rig, load)
+            step.done(", ".join(f"{part} {share:.0%}" for part, share in shares.items()))
+    return _report(load, runs, shares, servers, machine)
+
+
+def _report(load: Load, runs: list[_Run], shares: dict[str, float], servers: Servers, machine: Machine) -> IngestReport:
+    spreads = {name: spread([getattr(run, name) for run in runs], 2) for name in _Run._fields}
+    return IngestReport(
+        **{name: one.median for name, one in spreads.items()},
+        entities=load.entities,
+        channels=NUMERIC + COMMANDS,
+        rows=load.entities * load.rows,
+        slack=_slack(load),
+        record_bytes=_record_bytes(load),
+        seed=load.seed,
+        time_shares=shares,
+        spreads=spreads,
+        broker=servers.broker,
+        redis=servers.redis,
+        machine=machine,
+    )
+
+
+def _slack(load: Load) -> int:
+    return max(load.rows, make_family(1024).geometry.slack)
+
+
+def _record_bytes(load: Load) -> int:
+    sample = next(to_samples(make_family(_slack(load)), make_values(1, 1, load.seed)))
+    return len(msgspec.json.encode(sample))
+
+
+@contextmanager
+def _filled(servers: Servers, load: Load) -> Iterator[Rig]:
+    """Give a rig whose telemetry topic holds the load."""
+    family = make_family(_slack(load))
+    with make_rig(servers, family) as rig:
+        values = make_values(load.entities, load.rows, load.seed)
+        send(rig.settings, to_samples(family, values), rows_per_s=None, stop=threading.Event())
+        yield rig
+
+
+def _measure(rig: Rig, load: Load) -> _Run:
+    total = load.entities * load.rows
+    with rig.follow("windower", TELEMETRY) as done, rig.serve("windower") as windower:
+        windower.wait_until(lambda: done() > 0, _LIMIT_S, "to begin", _POLL_S)
+        rows, wall, cpu = done(), time.perf_counter(), windower.watch.cpu_s()
+        windower.wait_until(lambda: done() >= total, _LIMIT_S, "to take all rows", _POLL_S)
+        wall, cpu = time.perf_counter() - wall, windower.watch.cpu_s() - cpu
+        if rows >= total:
+            raise TransientError("all rows were taken before they could be measured: put more rows into the load")
+        return _figures(windower, total - rows, wall, cpu)
+
+
+def _figures(windower: RunningService, rows: int, wall_s: float, cpu_s: float) -> _Run:
+    commits = windower.buckets("telltale_txn_commit_seconds")
+    p50, p99 = (1000 * bucket_quantile(commits, share) for share in (0.5, 0.99))
+    return _Run(rows / wall_s, rows / cpu_s, p50, p99, windower.watch.peak_mib)
+
+
+def _profile(rig: Rig, load: Load) -> dict[str, float]:
+    """Run the same service in this process and look where its main thread is from the first commit to the last."""
+    total, stop, profile = load.entities * load.rows, threading.Event(), StackProfile(_PARTS)
+    main_thread, end = threading.get_ident(), time.monotonic() + _LIMIT_S
+
+    def watch() -> None:
+        with rig.follow("windower", TELEMETRY) as done:
+            _wait(lambda: done() > 0, end)
+            with profile.watching(main_thread):
+                _wait(lambda: done() >= total, end)
+        stop.set()
+
+    watcher = threading.Thread(target=watch, name="watch")
+    watcher.start()
+    run_windower(rig.settings, stop)
+    watcher.join()
+    return profile.shares()
+
+
+def _wait(condition: Callable[[], bool], end: float) -> None:
+    while not condition() and time.monotonic() < end:
+        time.sleep(_POLL_S)

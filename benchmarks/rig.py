@@ -1,0 +1,161 @@
+"""Services under measurement: real child processes on topics and keys of their own, which are removed afterwards."""
+
+import http.client
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import redis
+from confluent_kafka import TopicPartition
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.measure import Watch
+from deploy.processes import free_port
+from deploy.servers import Servers
+from deploy.services import Services, service_environment
+from stream.errors import TransientError
+from stream.kafka import consumer_config, make_admin, make_consumer
+from stream.settings import FamilySettings, Settings, load_settings
+from stream.topics import ALL, Topic, ensure_topics, group_name, partition_counts, topic_name
+
+_READY_S = 60.0
+_TIMEOUT_S = 10.0
+
+
+class Rig:
+    """One run's settings, and the folder with their file and the services' logs."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        """Belong to topics that exist."""
+        self.settings = settings
+        self.folder = folder
+        self.config = folder / "telltale.toml"
+
+    def serve(self, name: str, **environment: str) -> "RunningService":
+        """Give a service of this run, to be started by `with`."""
+        return RunningService(name, self.folder, service_environment(self.config) | environment)
+
+    @contextmanager
+    def follow(self, service: str, topic: Topic) -> Iterator[Callable[[], int]]:
+        """Give a function that tells how many records of a topic a service's group is done with.
+
+        Right for topics without transaction markers only, which count as records.
+        """
+        name = topic_name(self.settings.topics, topic)
+        count = partition_counts(make_admin(self.settings.kafka), self.settings.topics, _TIMEOUT_S)[name]
+        places = [TopicPartition(name, partition) for partition in range(count)]
+        consumer = make_consumer(consumer_config(self.settings.kafka, group_name(self.settings.topics, service)))
+        try:
+            yield lambda: sum(max(0, place.offset) for place in consumer.committed(places, timeout=_TIMEOUT_S))
+        finally:
+            consumer.close()
+
+
+class RunningService:
+    """A service as a child process, with its metrics and what it takes of the machine."""
+
+    def __init__(self, name: str, folder: Path, environment: dict[str, str]) -> None:
+        """Start nothing yet."""
+        self.name = name
+        self._port = free_port()
+        self._services = Services(folder, environment | {"TELLTALE_METRICS__PORT": str(self._port)})
+        self.watch: Watch
+
+    def __enter__(self) -> Self:
+        self._services.start(self.name, self.name)
+        self.watch = Watch(self._services.pid(self.name)).__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.watch.__exit__(kind, error, trace)
+        self._services.stop()
+
+    def wait_ready(self) -> None:
+        """Wait until it has its partitions; raise TransientError if it ends or takes too long."""
+        self.wait_until(lambda: self._get("/readyz")[0] == 200, _READY_S, "to be ready")
+
+    def wait_until(self, condition: Callable[[], bool], limit_s: float, what: str, poll_s: float = 0.1) -> None:
+        """Wait for a condition while the service runs; raise TransientError if it ends or time runs out."""
+        end = time.monotonic() + limit_s
+        while not condition():
+            self._services.check()
+            if time.monotonic() > end:
+                raise TransientError(f"waited {limit_s:.0f} s for {self.name} {what}")
+            time.sleep(poll_s)
+
+    def metric(self, name: str) -> float:
+        """Return a counter's or gauge's value, summed over its labels."""
+        return sum(value for sample, _, value in self._samples() if sample == name)
+
+    def buckets(self, name: str) -> list[tuple[float, float]]:
+        """Return a histogram's upper bounds and cumulative counts, ascending."""
+        found = [
+            (float(labels["le"]), value) for sample, labels, value in self._samples() if sample == f"{name}_bucket"
+        ]
+        return sorted(found)
+
+    def _samples(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        for family in text_string_to_metric_families(self._get("/metrics")[1]):
+            for sample in family.samples:
+                yield sample.name, sample.labels, sample.value
+
+    def _get(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_TIMEOUT_S)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except ConnectionRefusedError:
+            return 0, ""
+        finally:
+            connection.close()
+
+
+@contextmanager
+def make_rig(servers: Servers, family: FamilySettings, **sections: Any) -> Iterator[Rig]:
+    """Make topics, keys and a settings file that nobody else uses, for the length of the block."""
+    folder = Path(tempfile.mkdtemp(prefix="telltale-bench-"))
+    run = f"bench-{uuid.uuid4().hex[:8]}"
+    settings = _settings(servers, family, run, folder, sections)
+    ensure_topics(make_admin(settings.kafka), settings.topics)
+    try:
+        yield Rig(settings, folder)
+    finally:
+        _remove(settings)
+        shutil.rmtree(folder)
+
+
+def _settings(servers: Servers, family: FamilySettings, run: str, folder: Path, more: dict[str, Any]) -> Settings:
+    sections: dict[str, Any] = {
+        "deployment": "bench",
+        "kafka": {"bootstrap": servers.bootstrap},
+        "redis": {"url": servers.redis_url, "prefix": run},
+        "topics": {"prefix": f"{run}."},
+        "metrics": {"port": 0},
+        "families": [family.model_dump()],
+        **more,
+    }
+    (folder / "telltale.toml").write_bytes(msgspec.toml.encode(sections))
+    return load_settings(**sections)
+
+
+def _remove(settings: Settings) -> None:
+    """Drop the run's topics and Redis keys."""
+    names = [topic_name(settings.topics, topic) for topic in ALL]
+    admin = make_admin(settings.kafka)  # kept: its futures end with it
+    for future in admin.delete_topics(names, operation_timeout=_TIMEOUT_S).values():
+        future.result(_TIMEOUT_S)
+    client = redis.Redis.from_url(settings.redis.url.get_secret_value())
+    keys = list(client.scan_iter(match=f"{{{settings.redis.prefix}:*", count=1000))
+    if keys:
+        client.unlink(*keys)
+    client.close()

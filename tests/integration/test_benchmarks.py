@@ -1,0 +1,97 @@
+"""Every benchmark runs at a tiny scale, and its result is whole. How fast anything is, is not asked here."""
+
+import io
+
+import msgspec
+import pytest
+import redis
+from rich.console import Console
+
+from benchmarks import inference, ingest, pipeline
+from benchmarks.rig import make_rig
+from benchmarks.workload import make_family
+from deploy.demo_view import DemoView
+from deploy.servers import running_servers
+from stream.kafka import make_admin
+from stream.topics import ALL, topic_name
+from tests.pipeline import wait_for
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO())
+
+
+@pytest.fixture
+def _servers(monkeypatch, kafka_bootstrap, redis_url):
+    monkeypatch.setenv("TELLTALE_KAFKA__BOOTSTRAP", kafka_bootstrap)
+    monkeypatch.setenv("TELLTALE_REDIS__URL", redis_url)
+
+
+def written(report):
+    return msgspec.json.decode(msgspec.json.encode(report))
+
+
+def check_spreads(spreads, count):
+    for spread in spreads:
+        assert 0 < spread["least"] <= spread["median"] <= spread["most"]
+        assert spread["count"] == count
+
+
+@pytest.mark.usefixtures("_servers")
+def test_ingest_reports_all_its_figures(console):
+    report = written(ingest.run(console, ingest.Load(entities=16, rows=2048, runs=1)))
+    check_spreads(report["spreads"].values(), 1)
+    assert report["samples_per_s"] == report["spreads"]["samples_per_s"]["median"]
+    assert report["samples_per_s_per_core"] == report["spreads"]["samples_per_s_per_core"]["median"]
+    assert 0 < report["commit_ms_p50"] <= report["commit_ms_p99"]
+    assert report["memory_mib"] > 1
+    assert (report["entities"], report["channels"], report["rows"]) == (16, 25, 16 * 2048)
+    assert sum(report["time_shares"].values()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.usefixtures("_servers")
+def test_pipeline_reports_all_its_figures(console):
+    load = pipeline.Load(
+        entities=16,
+        worker_rows=1024,
+        rows=1024,
+        seconds=5,
+        latency_seconds=3,
+        parts=2,
+        spike_every=128,
+        batch_windows=8,
+        threads=1,
+    )
+    report = written(pipeline.run(console, load))
+    check_spreads(report["spreads"].values(), 2)
+    assert report["rows_per_s"] == report["spreads"]["rows_per_s"]["median"]
+    assert report["latency_alerts"] > 0
+    assert 0 < report["latency_ms_p50"] <= report["latency_ms_p99"] <= report["latency_ms_max"]
+    assert report["latency_rows_per_s"] > 0
+    for memory in (report["memory_mib"], report["idle_memory_mib"]):
+        assert {"windower", "worker"} <= set(memory)
+        assert all(mib > 1 for mib in memory.values())
+
+
+def test_inference_reports_all_its_figures(console):
+    report = written(inference.run(console, inference.Load(batch=4, calls=2)))
+    assert set(report["rows_per_s"]) == {"1", "3"}
+    for case in report["cases"]:
+        check_spreads((case["rows_per_s"], case["rows_per_s_per_core"]), 2)
+        assert sum(case["time_shares"].values()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.usefixtures("_servers")
+def test_a_rig_leaves_no_topic_and_no_key_behind(console):
+    with running_servers(DemoView(console)) as servers, make_rig(servers, make_family(1024)) as rig:
+        settings = rig.settings
+        client = redis.Redis.from_url(servers.redis_url)
+        client.set(f"{{{settings.redis.prefix}:0}}:epoch", 1)
+        ours = {topic_name(settings.topics, topic) for topic in ALL}
+        assert ours <= set(make_admin(settings.kafka).list_topics(timeout=10).topics)
+    assert not list(client.scan_iter(match=f"*{settings.redis.prefix}*"))
+    admin = make_admin(settings.kafka)
+    wait_for(lambda: not ours & set(admin.list_topics(timeout=10).topics), "the broker to forget the topics", 30)
+    assert not rig.folder.exists()
+    client.close()
