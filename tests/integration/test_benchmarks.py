@@ -76,7 +76,7 @@ def test_pipeline_reports_all_its_figures(console):
 
 def test_inference_reports_all_its_figures(console):
     report = written(inference.run(console, inference.Load(batch=4, calls=2)))
-    assert set(report["rows_per_s"]) == {"1", "3"}
+    assert {"1", "3", str(report["preset_starts"])} == set(report["rows_per_s"])
     for case in report["cases"]:
         check_spreads((case["rows_per_s"], case["rows_per_s_per_core"]), 2)
         assert sum(case["time_shares"].values()) == pytest.approx(1, abs=0.02)
