@@ -48,6 +48,8 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 def main() -> None:
     """Run the command line and exit."""
+    # OpenMP's threads would spin while they wait: on a machine with other work that makes torch several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         configure_logging(os.environ.get("TELLTALE_LOG_LEVEL", "info"))
         app()

@@ -17,6 +17,8 @@ from deploy.local_stack import LocalStack
 from deploy.processes import ServerProcess, is_alive
 from tests.containers import docker_answers, kafka_container, redis_container
 
+# As in `telltale.main`: threads of torch that spin while they wait would slow everything else here, servers included.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("telltale", deadline=None)
 hypothesis.settings.load_profile("telltale")
