@@ -76,7 +76,7 @@ def _model(registry_path: Path, source: Source, family: FamilySettings, seed: in
             registry,
             dataset,
             name=family.name,
-            minutes=source.minutes,
+            train_steps=source.train_steps,
             seed=seed,
             geometry=family.geometry,
             on_progress=lambda p: step.progress(f"loss {p.loss:.4f}", p.train_step, p.train_steps),

@@ -39,7 +39,7 @@ class Source(Protocol):
     name: str
     families: list[FamilySettings]
     rows_per_s: float
-    minutes: float
+    train_steps: int
 
     def training(self, family: FamilySettings) -> Dataset:
         """Return the data a family's model is trained on."""
@@ -80,7 +80,7 @@ class SimulatorSource:
     """A spacecraft and a server fleet, each entity sending twenty rows a second, with faults planned over the run."""
 
     name = "simulator"
-    minutes = 0.9
+    train_steps = 400
     geometry = Geometry(length=256, hop=16, final_delay=32, slack=512)
     _entity_rows_per_s = 20
 
@@ -136,7 +136,7 @@ class SimulatorSource:
 class FileSource:
     """A recorded data set, streamed so that it lasts as long as the demo; its labels are the known faults."""
 
-    minutes = 2.0
+    train_steps = 600
     geometry = Geometry(length=512, hop=32, final_delay=100, slack=1024)
 
     def __init__(self, path: Path, seconds: float) -> None:

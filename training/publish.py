@@ -21,6 +21,7 @@ def train_and_publish(
     name: str,
     preset: str = "small",
     minutes: float = 5.0,
+    train_steps: int | None = None,
     seed: int = 0,
     geometry: Geometry | None = None,
     state_folder: Path | None = None,
@@ -29,13 +30,14 @@ def train_and_publish(
 ) -> Manifest:
     """Publish a new version of a family's model and return its manifest.
 
-    geometry: without it, the preset's. state_folder: where an interrupted run goes on from.
+    train_steps: where given, minutes don't count. geometry: without it, the preset's. state_folder: where an interrupted run goes on from.
     """
     trained = train(
         dataset,
         name=name,
         preset=preset,
         minutes=minutes,
+        train_steps=train_steps,
         seed=seed,
         geometry=geometry,
         state_folder=state_folder,
