@@ -30,7 +30,8 @@ def train_and_publish(
 ) -> Manifest:
     """Publish a new version of a family's model and return its manifest.
 
-    train_steps: where given, minutes don't count. geometry: without it, the preset's. state_folder: where an interrupted run goes on from.
+    train_steps: where given, minutes don't count. geometry: without it, the preset's. state_folder: where an
+    interrupted run goes on from.
     """
     trained = train(
         dataset,
