@@ -19,9 +19,10 @@ from rich.console import Console
 from stream.errors import TelltaleError, UsageError
 from stream.logs import configure_logging
 from stream.service import stop_on_signals
-from stream.settings import Settings, load_settings
+from stream.settings import FamilySettings, Settings, load_settings
 
 if TYPE_CHECKING:
+    from training.datasets import Dataset
     from training.trainer import Progress
 
 app = typer.Typer(
@@ -38,7 +39,19 @@ app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
 
 out = Console(soft_wrap=True)
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write one JSON object with the figures.")]
+
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Refuse a file to write whose folder is not there, before any work is done for it."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}")
+    return path
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", help="Write one JSON object with the figures.", callback=_in_a_folder, dir_okay=False),
+]
 DataFile = Annotated[Path, typer.Option(help="Parquet file of telemetry.", exists=True, dir_okay=False)]
 RegistryPath = Annotated[str, typer.Option(help="Folder or URL of the model registry.")]
 Interval = Annotated[str | None, typer.Option(help="Distance of two rows, such as 1s; told from `ts` if left out.")]
@@ -146,13 +159,15 @@ def train(
 ) -> None:
     """Train a model and publish it as a new version."""
     from detector.models import choose_device
-    from detector.registry import Registry
+    from detector.registry import Registry, check_name
     from training.datasets import read_dataset
     from training.publish import train_and_publish
 
     settings = load_settings(registry=registry)
-    dataset = read_dataset(data, interval_ms=_interval_ms(interval))
-    geometry = next((family.geometry for family in settings.families if family.name == name), None)
+    family = next((family for family in settings.families if family.name == check_name(name)), None)
+    dataset = read_dataset(data, interval_ms=_interval_ms(interval) or (family.interval_ms if family else None))
+    if family is not None:
+        _check_fits(family, dataset)
     target = Registry(registry)
     with _bar(f"training {name}") as show:
 
@@ -166,7 +181,7 @@ def train(
             preset=preset,
             minutes=minutes,
             seed=seed,
-            geometry=geometry,
+            geometry=family.geometry if family else None,
             state_folder=resume,
             device=choose_device(settings.worker.device),
             on_progress=on_progress,
@@ -181,7 +196,12 @@ def train(
 def score(
     data: DataFile,
     model: Annotated[str, typer.Option(help="REGISTRY/NAME or REGISTRY/NAME@VERSION.")],
-    output: Annotated[Path, typer.Option("--out", help="Parquet file to write, one row per row of the data.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Parquet file to write, one row per row of the data.", callback=_in_a_folder, dir_okay=False
+        ),
+    ],
 ) -> None:
     """Score recorded telemetry by the live path's own code."""
     from detector.models import choose_device
@@ -219,8 +239,9 @@ def replay(
     """Put a data set onto the telemetry topic."""
     from deploy.replay import replay as send
 
+    rows_per_s, interval_ms = _rate(rate), _interval_ms(interval)
     with stop_on_signals() as stop:
-        sent = send(_located(), data, rows_per_s=_rate(rate), interval_ms=_interval_ms(interval), stop=stop)
+        sent = send(_located(), data, rows_per_s=rows_per_s, interval_ms=interval_ms, stop=stop)
     out.print(f"{sent.rows:,} rows in {sent.seconds:.1f} s", highlight=False)
 
 
@@ -336,6 +357,18 @@ def _registry(path: str | None) -> Any:
     from detector.registry import Registry
 
     return Registry(path or load_settings().registry)
+
+
+def _check_fits(family: FamilySettings, dataset: "Dataset") -> None:
+    """Refuse data whose model no worker would take for the declared family, before hours go into it."""
+    declared = {*((name, "numeric") for name in family.numeric), *((name, "command") for name in family.commands)}
+    odd = sorted(f"{name} ({kind})" for name, kind in declared ^ {(c.name, c.kind) for c in dataset.channels})
+    if odd:
+        raise UsageError(f"data and declared family {family.name} differ in channels: {', '.join(odd[:6])}")
+    if dataset.interval_ms != family.interval_ms:
+        raise UsageError(
+            f"declared family {family.name} has interval_ms {family.interval_ms}, the data {dataset.interval_ms}"
+        )
 
 
 def _rate(text: str) -> float | None:
