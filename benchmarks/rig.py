@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import msgspec
 import redis
-from confluent_kafka import TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.measure import Watch
@@ -53,7 +53,7 @@ class Rig:
         places = [TopicPartition(name, partition) for partition in range(count)]
         consumer = make_consumer(consumer_config(self.settings.kafka, group_name(self.settings.topics, service)))
         try:
-            yield lambda: sum(max(0, place.offset) for place in consumer.committed(places, timeout=_TIMEOUT_S))
+            yield lambda: _committed(consumer, places)
         finally:
             consumer.close()
 
@@ -146,6 +146,16 @@ def _settings(servers: Servers, family: FamilySettings, run: str, folder: Path, 
     }
     (folder / "telltale.toml").write_bytes(msgspec.toml.encode(sections))
     return load_settings(**sections)
+
+
+def _committed(consumer: Consumer, places: list[TopicPartition]) -> int:
+    """Return how many records a group is done with; none while the broker is still making its group's home."""
+    try:
+        return sum(max(0, place.offset) for place in consumer.committed(places, timeout=_TIMEOUT_S))
+    except KafkaException as error:
+        if error.args[0].retriable():
+            return 0
+        raise TransientError(f"how far {places[0].topic} is worked on: {error.args[0].str()}") from error
 
 
 def _remove(settings: Settings) -> None:

@@ -80,7 +80,7 @@ class SimulatorSource:
     """A spacecraft and a server fleet, each entity sending twenty rows a second, with faults planned over the run."""
 
     name = "simulator"
-    train_steps = 400
+    train_steps = 450
     geometry = Geometry(length=256, hop=16, final_delay=32, slack=512)
     _entity_rows_per_s = 20
 

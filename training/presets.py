@@ -31,8 +31,12 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self.scoring, smoothing_size=max(PAPER_SMOOTHING, 2 * geometry.final_delay + 1))
 
     def denoiser(self, numeric: int, commands: int, entities: int, length: int) -> DenoiserConfig:
-        """Fit the network to a data set; the patch is the largest up to the preset's that divides the length."""
-        patch = max(size for size in range(1, self.patch + 1) if length % size == 0)
+        """Fit the network to a data set; the patch is the largest up to the preset's that divides the length.
+
+        The values of a patch must pass through the network's width, and half of it is wanted for what is not noise.
+        """
+        most = max(1, min(self.patch, self.width // (2 * numeric)))
+        patch = max(size for size in range(1, most + 1) if length % size == 0)
         return DenoiserConfig(
             numeric=numeric,
             commands=commands,
