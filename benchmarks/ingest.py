@@ -14,7 +14,7 @@ import msgspec
 from rich.console import Console
 
 from benchmarks.measure import Machine, Spread, bucket_quantile, describe_machine, spread
-from benchmarks.rig import Rig, RunningService, make_rig
+from benchmarks.rig import Rig, RunningService, make_rig, unwinding_on_sigterm
 from benchmarks.stack_profile import StackProfile
 from benchmarks.workload import COMMANDS, NUMERIC, make_family, make_values, to_samples
 from deploy.demo_report import ServerReport
@@ -90,7 +90,7 @@ def run(console: Console, load: Load | None = None) -> IngestReport:
     configure_logging("warning")
     machine = describe_machine()
     runs: list[_Run] = []
-    with running_servers(view) as servers:
+    with unwinding_on_sigterm(), running_servers(view) as servers:
         for number in range(load.runs):
             with view.step(f"run {number + 1} of {load.runs}") as step, _filled(servers, load) as rig:
                 runs.append(_measure(rig, load))

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.latency import Latencies, measure_latency
 from benchmarks.measure import Machine, Spread, describe_machine, spread
-from benchmarks.rig import Rig, RunningService, make_rig
+from benchmarks.rig import Rig, RunningService, make_rig, unwinding_on_sigterm
 from benchmarks.workload import COMMANDS, NUMERIC, make_family, make_values, publish_model, to_samples
 from deploy.demo_report import ServerReport
 from deploy.demo_view import DemoView
@@ -102,6 +102,7 @@ def run(console: Console, load: Load | None = None) -> PipelineReport:
     configure_logging("warning")
     machine = describe_machine()
     with ExitStack() as stack:
+        stack.enter_context(unwinding_on_sigterm())
         servers = stack.enter_context(running_servers(view))
         registry = stack.enter_context(_model(load, view))
 

@@ -2,6 +2,8 @@
 
 import http.client
 import shutil
+import signal
+import sys
 import tempfile
 import time
 import uuid
@@ -118,6 +120,20 @@ class RunningService:
             return 0, ""
         finally:
             connection.close()
+
+
+@contextmanager
+def unwinding_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the block as Ctrl-C does, so that no service and no server is left behind."""
+
+    def unwind(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

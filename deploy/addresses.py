@@ -2,7 +2,7 @@
 
 from pydantic import SecretStr
 
-from deploy.local_stack import default_state_dir, status
+from deploy.local_stack import ServerStatus, default_state_dir, status
 from stream.errors import UsageError
 from stream.settings import Settings
 
@@ -13,8 +13,8 @@ def locate(settings: Settings) -> Settings:
     Raises UsageError with the way out if nothing runs.
     """
     stack = status()
-    bootstrap = settings.kafka.bootstrap or stack.kafka.address or ""
-    redis_url = settings.redis.url.get_secret_value() or stack.redis.address or ""
+    bootstrap = settings.kafka.bootstrap or _running(stack.kafka)
+    redis_url = settings.redis.url.get_secret_value() or _running(stack.redis)
     missing = [name for name, address in (("kafka.bootstrap", bootstrap), ("redis.url", redis_url)) if not address]
     if missing:
         raise UsageError(
@@ -24,3 +24,8 @@ def locate(settings: Settings) -> Settings:
     kafka = settings.kafka.model_copy(update={"bootstrap": bootstrap})
     redis = settings.redis.model_copy(update={"url": SecretStr(redis_url)})
     return settings.model_copy(update={"kafka": kafka, "redis": redis})
+
+
+def _running(server: ServerStatus) -> str:
+    """Return a server's address; a stopped one keeps its port in mind, but nobody answers there."""
+    return server.address if server.running and server.address else ""
