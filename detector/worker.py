@@ -238,7 +238,7 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     try:
         models.refresh(wait=True)
         _require_models(settings, models)
-        wait_until(store.check, settings.kafka.reconnect_deadline_s, "Redis")
+        wait_until(store.check, settings.kafka.reconnect_deadline_s, "Redis", stop.is_set)
         stage = Worker(settings, store, models, read_states(settings), metrics)
         run_service(settings, Service("worker", WINDOWS, settings.worker.batch_windows, stage, metrics, health), stop)
     finally:

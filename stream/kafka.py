@@ -120,8 +120,14 @@ def make_admin(settings: KafkaSettings) -> AdminClient:
     return AdminClient(_common(settings) | {"error_cb": _log_client_error}, logger=_CLIENT_LOG)
 
 
-def wait_for_broker(settings: KafkaSettings, deadline_s: float | None = None) -> None:
-    """Return once a broker answers; raise TransientError after the deadline, saying who did not answer."""
+def _never() -> bool:
+    return False
+
+
+def wait_for_broker(
+    settings: KafkaSettings, deadline_s: float | None = None, stopping: Callable[[], bool] = _never
+) -> None:
+    """Return once a broker answers; raise TransientError after the deadline, or when `stopping()`."""
     admin = make_admin(settings)
     limit = deadline_s if deadline_s is not None else settings.reconnect_deadline_s
     end = time.monotonic() + limit
@@ -134,11 +140,14 @@ def wait_for_broker(settings: KafkaSettings, deadline_s: float | None = None) ->
                 raise TransientError(
                     f"no Kafka broker answered at {settings.bootstrap} within {limit:.0f} s: {error.args[0].str()}"
                 ) from error
+            _refuse_to_wait(stopping, f"a Kafka broker at {settings.bootstrap}")
             _log.warning("waiting for a Kafka broker", bootstrap=settings.bootstrap, error=error.args[0].str())
 
 
-def wait_until(attempt: Callable[[], None], deadline_s: float, what: str) -> None:
-    """Call `attempt` until it raises no TransientError; pass the last one on after the deadline."""
+def wait_until(
+    attempt: Callable[[], None], deadline_s: float, what: str, stopping: Callable[[], bool] = _never
+) -> None:
+    """Call `attempt` until it raises no TransientError; raise one after the deadline or when `stopping()`."""
     end = time.monotonic() + deadline_s
     while True:
         try:
@@ -146,8 +155,14 @@ def wait_until(attempt: Callable[[], None], deadline_s: float, what: str) -> Non
         except TransientError as error:
             if time.monotonic() >= end:
                 raise
+            _refuse_to_wait(stopping, what)
             _log.warning("waiting", what=what, error=str(error))
             time.sleep(0.5)
+
+
+def _refuse_to_wait(stopping: Callable[[], bool], what: str) -> None:
+    if stopping():
+        raise TransientError(f"asked to stop while waiting for {what}")
 
 
 def within(timeout_s: float, what: str, call: Callable[[], None]) -> None:

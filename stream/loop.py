@@ -121,7 +121,7 @@ class TransactionalLoop:
                 time.sleep(0.5)
 
     def _run_connected(self, stopping: Callable[[], bool]) -> None:
-        wait_for_broker(self._kafka)
+        wait_for_broker(self._kafka, stopping=stopping)
         producer = make_producer(producer_config(self._kafka, self._config.transactional_id))
         try:
             producer.init_transactions(self._kafka.reconnect_deadline_s)

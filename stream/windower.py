@@ -340,7 +340,7 @@ def run_windower(settings: Settings, stop: threading.Event) -> None:
         raise UsageError("no family is declared: add [[families]] to the settings file, see docs/formats.md")
     metrics, health = Metrics(), Health(settings.metrics.liveness_s)
     store = connect(settings.redis, metrics.time_redis, layout=settings.layout)
-    wait_until(store.check, settings.kafka.reconnect_deadline_s, "Redis")
+    wait_until(store.check, settings.kafka.reconnect_deadline_s, "Redis", stop.is_set)
     acks = KafkaAcknowledgements(settings)
     try:
         stage = Windower(settings, store, acks, metrics)

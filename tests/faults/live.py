@@ -72,6 +72,10 @@ class Processes:
         process.join(WAIT_S)
         return process.exitcode
 
+    def signal(self, service: str) -> None:
+        """Ask a service to end (SIGTERM)."""
+        self._running[service].terminate()
+
     def terminate(self, service: str, grace_s: float = 20.0) -> None:
         """Ask a service to end (SIGTERM); it must do so by itself, with success."""
         process = self._running.pop(service)

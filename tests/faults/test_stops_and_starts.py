@@ -6,7 +6,7 @@ from deploy.processes import free_port
 from stream.settings import KafkaSettings, RedisSettings
 from tests.faults.live import Processes, processes, sending
 from tests.faults.recorded import answer_of, assert_is_offline, recordings, telemetry, wait_for_rows
-from tests.pipeline import blocks, wait_for
+from tests.pipeline import WAIT_S, blocks, wait_for
 
 
 def test_services_end_in_good_order_under_load_and_their_successors_go_on(model, settings, tmp_path):
@@ -40,6 +40,16 @@ def test_a_missing_broker_is_waited_for_and_then_named(settings, tmp_path):
         assert "waiting for a Kafka broker" in log
         assert f"telltale: no Kafka broker answered at {address} within 4 s" in log
         assert "Traceback" not in log
+
+
+def test_a_service_that_waits_for_a_broker_still_ends_when_asked(settings, tmp_path):
+    kafka = KafkaSettings(bootstrap=f"127.0.0.1:{free_port()}", reconnect_deadline_s=10 * WAIT_S)
+    services = Processes(settings.model_copy(update={"kafka": kafka}), tmp_path)
+    services.start("windower")
+    wait_for(lambda: "waiting for a Kafka broker" in services.log("windower"), "the windower to wait")
+    services.signal("windower")
+    assert services.wait_for_end("windower") == 1
+    assert "telltale: asked to stop while waiting for a Kafka broker" in services.log("windower")
 
 
 def test_a_missing_redis_is_waited_for_and_then_named(settings, tmp_path):

@@ -188,7 +188,7 @@ def world(monkeypatch):
     broker, stage = Broker(0, 1), Echo()
     monkeypatch.setattr("stream.loop.make_consumer", lambda config: Consumer(broker))
     monkeypatch.setattr("stream.loop.make_producer", lambda config: Producer(broker))
-    monkeypatch.setattr("stream.loop.wait_for_broker", lambda settings: broker.enter("wait"))
+    monkeypatch.setattr("stream.loop.wait_for_broker", lambda settings, **_: broker.enter("wait"))
     monkeypatch.setattr("stream.loop.time.sleep", lambda seconds: broker.calls.append("sleep"))
     metrics, health = Metrics(), Health(30.0)
     kafka = KafkaSettings(bootstrap="nowhere:1", reconnect_deadline_s=0.2)
