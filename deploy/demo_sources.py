@@ -162,7 +162,8 @@ class FileSource:
 
 def _family_name(path: Path) -> str:
     stem = path.stem.lower().removesuffix("_test")
-    return "".join(c if c.isalnum() or c in "_-" else "-" for c in stem).strip("-_")[:64] or "telemetry"
+    plain = "".join(c if c.isascii() and c.isalnum() or c in "_-" else "-" for c in stem).strip("-_")
+    return plain[:64].rstrip("-_") or "telemetry"
 
 
 def _training_beside(path: Path, live: Dataset) -> Dataset:
