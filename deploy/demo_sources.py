@@ -162,7 +162,7 @@ class FileSource:
 
 def _family_name(path: Path) -> str:
     stem = path.stem.lower().removesuffix("_test")
-    plain = "".join(c if c.isascii() and c.isalnum() or c in "_-" else "-" for c in stem).strip("-_")
+    plain = "".join(c if (c.isascii() and c.isalnum()) or c in "_-" else "-" for c in stem).strip("-_")
     return plain[:64].rstrip("-_") or "telemetry"
 
 
