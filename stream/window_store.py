@@ -24,9 +24,9 @@ from stream.settings import RedisSettings
 _ACQUIRE = """
 local stored = tonumber(redis.call('GET', KEYS[1]) or '0')
 local now = redis.call('TIME')
-local epoch = math.max(stored + 1, now[1] * 1000 + math.floor(now[2] / 1000))
+local epoch = math.max(stored + 1, now[1] * 1000000 + now[2])
 redis.call('SET', KEYS[1], string.format('%.0f', epoch))
-return string.format('%.0f', epoch)
+return {string.format('%.0f', epoch), redis.call('GET', KEYS[2]) or ''}
 """
 # ARGV: epoch, then per ring: size, time to live in ms, number of writes, and position and bytes of each.
 _WRITE_ROWS = """
@@ -40,11 +40,11 @@ for k = 2, #KEYS do
 end
 return 1
 """
-# ARGV: epoch, next offset, then field and value of each head.
+# ARGV: epoch, the next offset that must be stored, the new one, then field and value of each head.
 _SAVE_HEADS = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-for i = 3, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
-redis.call('SET', KEYS[3], ARGV[2])
+if redis.call('GET', KEYS[1]) ~= ARGV[1] or (redis.call('GET', KEYS[3]) or '') ~= ARGV[2] then return 0 end
+for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+redis.call('SET', KEYS[3], ARGV[3])
 return 1
 """
 
@@ -129,6 +129,7 @@ class RedisWindowStore:
         self._acquire = client.register_script(_ACQUIRE)
         self._write_rows = client.register_script(_WRITE_ROWS)
         self._save_heads = client.register_script(_SAVE_HEADS)
+        self._stored: dict[int, str] = {}  # the next offset of each partition's snapshot; empty before the first
 
     def check(self) -> None:
         """Raise UsageError if the server may evict windows by itself, TransientError if it can't be reached."""
@@ -138,7 +139,10 @@ class RedisWindowStore:
 
     def acquire(self, partition: int) -> int:
         """Take over a partition and return the epoch that fences out every earlier owner, also after a wiped Redis."""
-        return int(self._call("acquire", lambda: self._acquire(keys=[self._key(partition, "epoch")])))
+        keys = [self._key(partition, name) for name in ("epoch", "next")]
+        epoch, stored = self._call("acquire", lambda: self._acquire(keys=keys))
+        self._stored[partition] = stored.decode()
+        return int(epoch)
 
     def load(self, partition: int) -> Snapshot:
         """Return the last snapshot of a partition."""
@@ -166,12 +170,17 @@ class RedisWindowStore:
         self._fenced(partition, self._call("write_rows", lambda: self._write_rows(keys=keys, args=arguments)))
 
     def save_heads(self, partition: int, epoch: int, next_offset: int, heads: Mapping[str, bytes]) -> None:
-        """Store changed heads with the next offset to apply. Raises FencedError if the epoch is not the stored one."""
+        """Store changed heads with the next offset to apply.
+
+        Raises FencedError if the epoch is not the stored one, or if the snapshot is not the last one that was saved
+        here: a Redis that came back with older data lacks the rows written since.
+        """
         keys = [self._key(partition, name) for name in ("epoch", "heads", "next")]
-        arguments: list[Any] = [epoch, next_offset]
+        arguments: list[Any] = [epoch, self._stored.get(partition, ""), next_offset]
         for head in heads.items():
             arguments += head
         self._fenced(partition, self._call("save_heads", lambda: self._save_heads(keys=keys, args=arguments)))
+        self._stored[partition] = str(next_offset)
 
     def read_windows(self, requests: Sequence[WindowRequest]) -> list[Window]:
         """Read windows in one round trip."""

@@ -92,3 +92,20 @@ def test_a_client_call_that_never_returns_costs_one_transaction(model, settings,
     with running(settings), sending(settings, telemetry(model, series), rows_per_s=300):
         wait_for_rows(settings, answer.final_rows())
     assert_is_offline(settings, answer)
+
+
+def test_windows_lost_with_a_redis_that_falls_back_to_older_data_are_written_again(model, settings):
+    """As after a failover: its clients reconnect and notice nothing; only the snapshot is not the one they left."""
+    series = recordings(model, 300)
+    answer = answer_of(model, settings, series)
+    with running(settings), redis.Redis.from_url(settings.redis.url.get_secret_value()) as client:
+        with sending(settings, telemetry(model, series), rows_per_s=300):
+            wait_for(lambda: len(blocks(settings)) >= 20, "20 blocks")
+            old = {key: client.dump(key) for key in client.scan_iter(f"{{{settings.redis.prefix}:*")}
+            wait_for(lambda: len(blocks(settings)) >= 60, "60 blocks")
+            with client.pipeline(transaction=True) as fall_back:
+                for key, value in old.items():
+                    fall_back.restore(key, 0, value, replace=True)
+                fall_back.execute()
+        wait_for_rows(settings, answer.final_rows())
+    assert_is_offline(settings, answer)
