@@ -47,11 +47,24 @@ class Processes:
         self._settings_file.write_bytes(msgspec.toml.encode(_plain(settings)))
         self._running: dict[str, ForkServerProcess] = {}
 
-    def start(self, service: str, crash: Crash | None = None) -> None:
-        """Run `telltale SERVICE`, which dies at the crash point if there is one."""
-        arguments = (service, str(self._settings_file), str(self._log(service)), crash)
-        process = self._running[service] = forked()(target=_serve, args=arguments, name=service)
+    def start(self, name: str, crash: Crash | None = None) -> None:
+        """Run `telltale SERVICE`, which dies at the crash point if there is one.
+
+        name: the service, or `SERVICE-INSTANCE` for a second one beside instance 0.
+        """
+        service, _, instance = name.partition("-")
+        environment = {"TELLTALE_CONFIG": str(self._settings_file), "TELLTALE_INSTANCE": instance or "0"}
+        arguments = (service, environment, str(self._log(name)), crash)
+        process = self._running[name] = forked()(target=_serve, args=arguments, name=name)
         process.start()
+
+    def pause(self, service: str) -> None:
+        """Stop a service in the middle of whatever it does (SIGSTOP); for the broker it is soon as good as dead."""
+        os.kill(self._pid(service), signal.SIGSTOP)
+
+    def resume(self, service: str) -> None:
+        """Let a paused service go on as if nothing had happened."""
+        os.kill(self._pid(service), signal.SIGCONT)
 
     def kill(self, service: str) -> None:
         """Kill a service without a warning (SIGKILL)."""
@@ -100,6 +113,11 @@ class Processes:
         for process in self._running.values():
             process.kill()
             process.join()
+
+    def _pid(self, service: str) -> int:
+        pid = self._running[service].pid
+        assert pid is not None
+        return pid
 
     def _log(self, service: str) -> Path:
         return self._folder / f"{service}.log"
@@ -174,13 +192,13 @@ def _shorten_sessions(settings: Settings) -> None:
         done.result(WAIT_S)
 
 
-def _serve(service: str, settings_file: str, log: str, crash: Crash | None) -> None:
+def _serve(service: str, environment: dict[str, str], log: str, crash: Crash | None) -> None:
     """Be the command line in a fresh process."""
     from telltale import main
 
     for name in [name for name in os.environ if name.startswith("TELLTALE_")]:
         del os.environ[name]
-    os.environ["TELLTALE_CONFIG"] = settings_file
+    os.environ.update(environment)
     sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
