@@ -2,6 +2,7 @@
 
 import tempfile
 import threading
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from benchmarks.measure import Machine, Spread, describe_machine, spread, timed
 from benchmarks.stack_profile import StackProfile
-from benchmarks.workload import COMMANDS, FIRST_SLOT, NUMERIC, make_values, publish_model
+from benchmarks.workload import FEW_NUMERIC, FIRST_SLOT, MANY_NUMERIC, Shape, make_values, publish_model
 from deploy.demo_view import DemoView
 from detector.engine import Detector, WindowBatch
 from detector.manifest import Manifest
@@ -49,12 +50,15 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """One number of starts on one number of threads.
+    """One model on one number of threads. patch: slots that the network sees as one position.
 
     rows_per_s: new rows (hop times windows) by wall time. rows_per_s_per_core: by CPU seconds of the process.
     time_shares: of the wall time, from calls beside the measured ones.
     """
 
+    numeric: int
+    commands: int
+    patch: int
     starts: int
     threads: int
     rows_per_s: Spread
@@ -65,16 +69,16 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 class InferenceReport(msgspec.Struct, frozen=True, kw_only=True):
     """The detector's figures.
 
-    rows_per_s: median by number of starts, with torch's own choice of threads. preset_starts: those of the preset.
+    rows_per_s: median by number of starts, with torch's own choice of threads, of a model with one numeric channel
+    and of one with many. preset_starts: those of the preset.
     """
 
     rows_per_s: dict[str, float]
+    rows_per_s_many_numeric: dict[str, float]
     cases: list[Case]
     preset: str
     preset_starts: int
     batch: int
-    numeric: int
-    commands: int
     length: int
     hop: int
     seed: int
@@ -87,22 +91,23 @@ def run(console: Console, load: Load | None = None) -> InferenceReport:
     configure_logging("warning")
     machine, geometry = describe_machine(), _PRESET.geometry
     cases: list[Case] = []
-    for _, starts in sorted(_STARTS.items()):
-        with view.step(f"model with {len(starts)} start(s)") as step:
-            detector = _detector(starts, load.seed)
+    for shape, (_, starts) in product((FEW_NUMERIC, MANY_NUMERIC), sorted(_STARTS.items())):
+        name = f"{shape.numeric} of {shape.channels} channels numeric, {len(starts)} start(s)"
+        with view.step(f"{name}: model") as step:
+            detector = _detector(shape, starts, load.seed)
             step.done("one train step, calibrated")
-        for threads in sorted({1, machine.torch_threads}):
-            with view.step(f"{len(starts)} start(s), {threads} thread(s)") as step:
-                cases.append(_measure(detector, load, threads))
+        threads = {1, machine.torch_threads} if starts == _PRESET.scoring.starts else {machine.torch_threads}
+        for count in sorted(threads):
+            with view.step(f"{name}, {count} thread(s)") as step:
+                cases.append(_measure(detector, shape, load, count))
                 step.done(_line(cases[-1]))
     return InferenceReport(
-        rows_per_s={str(c.starts): c.rows_per_s.median for c in cases if c.threads == machine.torch_threads},
+        rows_per_s=_by_starts(cases, FEW_NUMERIC, machine.torch_threads),
+        rows_per_s_many_numeric=_by_starts(cases, MANY_NUMERIC, machine.torch_threads),
         cases=cases,
         preset="small",
         preset_starts=len(_PRESET.scoring.starts),
         batch=load.batch,
-        numeric=NUMERIC,
-        commands=COMMANDS,
         length=geometry.length,
         hop=geometry.hop,
         seed=load.seed,
@@ -110,22 +115,27 @@ def run(console: Console, load: Load | None = None) -> InferenceReport:
     )
 
 
+def _by_starts(cases: list[Case], shape: Shape, threads: int) -> dict[str, float]:
+    wanted = [case for case in cases if case.numeric == shape.numeric and case.threads == threads]
+    return {str(case.starts): case.rows_per_s.median for case in wanted}
+
+
 def _line(case: Case) -> str:
     shares = ", ".join(f"{kind} {share:.0%}" for kind, share in case.time_shares.items())
     return f"{case.rows_per_s.median:,.0f} rows/s ({case.rows_per_s_per_core.median:,.0f} a core): {shares}"
 
 
-def _detector(starts: tuple[int, ...], seed: int) -> Detector:
+def _detector(shape: Shape, starts: tuple[int, ...], seed: int) -> Detector:
     with tempfile.TemporaryDirectory(prefix="telltale-bench-") as folder:
         registry = Registry(Path(folder) / "registry")
-        bundle = registry.read("bench", publish_model(registry, starts, seed).version)
+        bundle = registry.read("bench", publish_model(registry, shape, starts, seed).version)
     return Detector(bundle.manifest, bundle.weights)
 
 
-def _measure(detector: Detector, load: Load, threads: int) -> Case:
+def _measure(detector: Detector, shape: Shape, load: Load, threads: int) -> Case:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    windows = _windows(detector.manifest, load)
+    windows = _windows(detector.manifest, shape, load)
     rows = load.batch * detector.manifest.geometry.hop
     try:
         detector.score(windows)
@@ -137,6 +147,9 @@ def _measure(detector: Detector, load: Load, threads: int) -> Case:
     finally:
         torch.set_num_threads(before)
     return Case(
+        numeric=shape.numeric,
+        commands=shape.commands,
+        patch=detector.manifest.denoiser.patch,
         starts=len(detector.manifest.scoring.starts),
         threads=threads,
         rows_per_s=spread([rows / call.wall_s for call in calls], 0),
@@ -145,8 +158,8 @@ def _measure(detector: Detector, load: Load, threads: int) -> Case:
     )
 
 
-def _windows(manifest: Manifest, load: Load) -> WindowBatch:
+def _windows(manifest: Manifest, shape: Shape, load: Load) -> WindowBatch:
     length = manifest.geometry.length
-    values = make_values(load.batch, length, load.seed).transpose(0, 2, 1)
+    values = make_values(shape, load.batch, length, load.seed).transpose(0, 2, 1)
     entities = [f"entity-{i:04d}" for i in range(load.batch)]
     return WindowBatch(entities, np.full(load.batch, FIRST_SLOT + length - 1), np.ascontiguousarray(values))

@@ -16,7 +16,7 @@ from rich.console import Console
 from benchmarks.measure import Machine, Spread, bucket_quantile, describe_machine, spread
 from benchmarks.rig import Rig, RunningService, make_rig, unwinding_on_sigterm
 from benchmarks.stack_profile import StackProfile
-from benchmarks.workload import COMMANDS, NUMERIC, make_family, make_values, to_samples
+from benchmarks.workload import MANY_NUMERIC, make_family, make_values, to_samples
 from deploy.demo_report import ServerReport
 from deploy.demo_view import DemoView
 from deploy.replay import send
@@ -106,7 +106,7 @@ def _report(load: Load, runs: list[_Run], shares: dict[str, float], servers: Ser
     return IngestReport(
         **{name: one.median for name, one in spreads.items()},
         entities=load.entities,
-        channels=NUMERIC + COMMANDS,
+        channels=MANY_NUMERIC.channels,
         rows=load.entities * load.rows,
         slack=_slack(load),
         record_bytes=_record_bytes(load),
@@ -120,20 +120,20 @@ def _report(load: Load, runs: list[_Run], shares: dict[str, float], servers: Ser
 
 
 def _slack(load: Load) -> int:
-    return max(load.rows, make_family(1024).geometry.slack)
+    return max(load.rows, make_family(MANY_NUMERIC, 1024).geometry.slack)
 
 
 def _record_bytes(load: Load) -> int:
-    sample = next(to_samples(make_family(_slack(load)), make_values(1, 1, load.seed)))
+    sample = next(to_samples(make_family(MANY_NUMERIC, _slack(load)), make_values(MANY_NUMERIC, 1, 1, load.seed)))
     return len(msgspec.json.encode(sample))
 
 
 @contextmanager
 def _filled(servers: Servers, load: Load) -> Iterator[Rig]:
     """Give a rig whose telemetry topic holds the load."""
-    family = make_family(_slack(load))
+    family = make_family(MANY_NUMERIC, _slack(load))
     with make_rig(servers, family) as rig:
-        values = make_values(load.entities, load.rows, load.seed)
+        values = make_values(MANY_NUMERIC, load.entities, load.rows, load.seed)
         send(rig.settings, to_samples(family, values), rows_per_s=None, stop=threading.Event())
         yield rig
 

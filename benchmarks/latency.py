@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.workload import add_spikes, make_values, to_samples
+from benchmarks.workload import Shape, add_spikes, make_values, to_samples
 from deploy.replay import Sent, send
 from deploy.subscriber import Subscriber, decode_alert
 from stream.contracts import Sample
@@ -62,14 +62,14 @@ class _Sender(threading.Thread):
 
 
 def measure_latency(
-    settings: Settings, entities: int, rows: int, rows_per_s: float, spike_every: int, seed: int
+    settings: Settings, shape: Shape, entities: int, rows: int, rows_per_s: float, spike_every: int, seed: int
 ) -> Latencies:
     """Produce rows with spikes at a rate, and see when each alert that begins comes out.
 
     Raises TransientError if rows can't be produced or no alert comes.
     """
-    values = make_values(entities, rows, seed)
-    add_spikes(values, spike_every, seed)
+    values = make_values(shape, entities, rows, seed)
+    add_spikes(values, shape, spike_every, seed)
     sender = _Sender(settings, to_samples(settings.families[0], values), rows_per_s)
     subscriber = Subscriber(settings, ALERTS, from_beginning=True)
     try:

@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.latency import Latencies, measure_latency
 from benchmarks.measure import Machine, Spread, describe_machine, spread
 from benchmarks.rig import Rig, RunningService, make_rig, unwinding_on_sigterm
-from benchmarks.workload import COMMANDS, NUMERIC, make_family, make_values, publish_model, to_samples
+from benchmarks.workload import FEW_NUMERIC, Shape, make_family, make_values, publish_model, to_samples
 from deploy.demo_report import ServerReport
 from deploy.demo_view import DemoView
 from deploy.local_stack import status
@@ -43,6 +43,7 @@ class Load(NamedTuple):
     parts: stretches that the rate is taken over, one by one.
     """
 
+    shape: Shape = FEW_NUMERIC
     entities: int = 64
     worker_rows: int = 3072
     rows: int = 4096
@@ -79,6 +80,7 @@ class PipelineReport(msgspec.Struct, frozen=True, kw_only=True):
     spreads: dict[str, Spread]
     entities: int
     channels: int
+    numeric: int
     preset: str
     starts: int
     worker_threads: int
@@ -107,7 +109,7 @@ def run(console: Console, load: Load | None = None) -> PipelineReport:
         registry = stack.enter_context(_model(load, view))
 
         def rig(slack: int = _GEOMETRY.slack) -> AbstractContextManager[Rig]:
-            family = make_family(max(slack, _GEOMETRY.slack))
+            family = make_family(load.shape, max(slack, _GEOMETRY.slack))
             worker = {"threads": load.threads, "batch_windows": load.batch_windows}
             return make_rig(servers, family, registry=registry, worker=worker)
 
@@ -150,7 +152,8 @@ def _report(
         idle_memory_mib=idle,
         spreads=spreads,
         entities=load.entities,
-        channels=NUMERIC + COMMANDS,
+        channels=load.shape.channels,
+        numeric=load.shape.numeric,
         preset="small",
         starts=len(PRESETS["small"].scoring.starts),
         worker_threads=load.threads,
@@ -173,7 +176,7 @@ def _model(load: Load, view: DemoView) -> Iterator[str]:
     """Give a registry with a promoted model of the small preset."""
     with tempfile.TemporaryDirectory(prefix="telltale-bench-") as folder:
         with view.step("model") as step:
-            manifest = publish_model(Registry(folder), PRESETS["small"].scoring.starts, load.seed)
+            manifest = publish_model(Registry(folder), load.shape, PRESETS["small"].scoring.starts, load.seed)
             step.done(f"{manifest.version}, one train step, calibrated")
         yield folder
 
@@ -207,7 +210,7 @@ def _latency(rig: Rig, load: Load, rows_per_s: float) -> Latencies:
         for service in services:
             service.wait_ready()
         rows = max(4 * load.spike_every, int(rows_per_s * load.latency_seconds / load.entities))
-        return measure_latency(rig.settings, load.entities, rows, rows_per_s, load.spike_every, load.seed)
+        return measure_latency(rig.settings, load.shape, load.entities, rows, rows_per_s, load.spike_every, load.seed)
 
 
 @contextmanager
@@ -219,7 +222,7 @@ def _serving(rig: Rig) -> Iterator[list[RunningService]]:
 def _fill(rig: Rig, load: Load, rows: int) -> int:
     """Put so many rows an entity onto the topic, up to a whole hop, and return how many that are."""
     whole = rows // _GEOMETRY.hop * _GEOMETRY.hop
-    values = make_values(load.entities, whole, load.seed)
+    values = make_values(load.shape, load.entities, whole, load.seed)
     sent = send(rig.settings, to_samples(rig.settings.families[0], values), rows_per_s=None, stop=threading.Event())
     return sent.rows
 

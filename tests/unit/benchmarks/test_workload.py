@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from benchmarks.workload import (
-    COMMANDS,
     FAMILY,
+    FEW_NUMERIC,
     FIRST_SLOT,
-    NUMERIC,
+    MANY_NUMERIC,
     SPIKE_SLOTS,
     add_spikes,
     make_family,
@@ -21,46 +21,51 @@ from stream.grid import slot_of
 from stream.settings import load_settings
 
 
+@pytest.fixture(params=[FEW_NUMERIC, MANY_NUMERIC], ids=["few", "many"])
+def shape(request):
+    return request.param
+
+
 @pytest.fixture
-def family():
-    return make_family(slack=1024)
+def family(shape):
+    return make_family(shape, slack=1024)
 
 
-def test_the_services_read_back_every_value_that_was_made(family):
-    values = make_values(3, 40, seed=1)
+def test_the_services_read_back_every_value_that_was_made(shape, family):
+    values = make_values(shape, 3, 40, seed=1)
     decoder = SampleDecoder(load_settings(families=[family.model_dump()]))
     rows = [decoder.decode(s.entity.encode(), msgspec.json.encode(s)) for s in to_samples(family, values)]
-    read, fits = to_float32([row.values for row in rows], NUMERIC + COMMANDS)
+    read, fits = to_float32([row.values for row in rows], shape.channels)
     assert fits.all()
     np.testing.assert_array_equal(read.reshape(40, 3, -1).transpose(1, 0, 2), values)
 
 
-def test_rows_come_slot_by_slot_and_begin_with_a_whole_hop(family):
-    slots = [slot_of(s.ts, family.interval_ms) for s in to_samples(family, make_values(3, 40, seed=1))]
+def test_rows_come_slot_by_slot_and_begin_with_a_whole_hop(shape, family):
+    slots = [slot_of(s.ts, family.interval_ms) for s in to_samples(family, make_values(shape, 3, 40, seed=1))]
     assert slots == sorted(slots)
     assert slots[::3] == list(range(FIRST_SLOT, FIRST_SLOT + 40))
     assert FIRST_SLOT % family.hop == 0
 
 
-def test_telemetry_is_a_function_of_its_seed():
-    np.testing.assert_array_equal(make_values(2, 100, seed=7), make_values(2, 100, seed=7))
-    assert not np.array_equal(make_values(2, 100, seed=7), make_values(2, 100, seed=8))
+def test_telemetry_is_a_function_of_its_seed(shape):
+    np.testing.assert_array_equal(make_values(shape, 2, 100, seed=7), make_values(shape, 2, 100, seed=7))
+    assert not np.array_equal(make_values(shape, 2, 100, seed=7), make_values(shape, 2, 100, seed=8))
 
 
-def test_spikes_leave_the_range_of_normal_rows_and_touch_nothing_else():
-    normal = make_values(4, 2000, seed=3)
+def test_spikes_leave_the_range_of_normal_rows_and_touch_nothing_else(shape):
+    normal = make_values(shape, 4, 2000, seed=3)
     spiked = normal.copy()
-    add_spikes(spiked, every=250, seed=3)
+    add_spikes(spiked, shape, every=250, seed=3)
     hit = (spiked != normal).any(-1)  # (E, rows)
     assert (hit.sum(1) == SPIKE_SLOTS * 6).all()
-    assert spiked[hit][:, :NUMERIC].min() > normal[..., :NUMERIC].max()
-    np.testing.assert_array_equal(spiked[..., NUMERIC:], normal[..., NUMERIC:])
+    assert spiked[hit][:, : shape.numeric].min() > normal[..., : shape.numeric].max()
+    np.testing.assert_array_equal(spiked[..., shape.numeric :], normal[..., shape.numeric :])
 
 
-def test_the_model_fits_the_family_and_keeps_its_promises(tmp_path, family):
+def test_the_model_fits_the_family_and_keeps_its_promises(tmp_path, shape, family):
     registry = Registry(tmp_path)
-    manifest = publish_model(registry, (20,), seed=0)
+    manifest = publish_model(registry, shape, (20,), seed=0)
     bundle = registry.read(FAMILY, registry.alias(FAMILY, "champion"))
     assert bundle.manifest.version == manifest.version
-    assert fit_columns(family, bundle.manifest).tolist() == list(range(NUMERIC + COMMANDS))
+    assert fit_columns(family, bundle.manifest).tolist() == list(range(shape.channels))
     prove(bundle)
