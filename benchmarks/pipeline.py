@@ -33,6 +33,7 @@ from training.presets import PRESETS
 
 _SETTLE_S = 2.0
 _LIMIT_S = 150.0
+_POLL_S = 0.1
 _SCORED = "telltale_rows_scored_total"
 _GEOMETRY = PRESETS["small"].geometry
 
@@ -236,12 +237,11 @@ def _speed(services: list[RunningService], load: Load, rows: int) -> _Speed:
     while points[-1][1] < rows and points[-1][0] < begin + load.seconds:
         time.sleep(0.2)
         points.append((time.perf_counter(), worker.metric(_SCORED)))
-    rows_done = points[-1][1] - points[0][1]
+    rates, rows_done = _by_stretch(points, load.parts), points[-1][1] - points[0][1]
     per_core = {
         service.name: round(rows_done / (service.watch.cpu_s() - before), 1)
         for service, before in zip(services, cpu, strict=True)
     }
-    rates = _by_stretch(points, load.parts)
     return _Speed(rates, {service.name: service.watch.peak_mib for service in services}, per_core)
 
 

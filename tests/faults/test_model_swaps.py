@@ -65,18 +65,20 @@ def bring(folder: Path, registry: Path) -> None:
     (registry / "champion.json").replace(registry / version.parent.name / "champion.json")
 
 
-@pytest.mark.parametrize("make", [damaged, made_for_other_channels, damaged_in_a_golden_score])
-def test_a_bad_champion_is_refused_and_the_old_model_goes_on(model, settings, observed, tmp_path, make):
-    make(tmp_path / "elsewhere")
-    series = recordings(model, 250)
+def test_bad_champions_are_refused_one_after_another_and_the_old_model_goes_on(model, settings, observed, tmp_path):
+    bad = (damaged, made_for_other_channels, damaged_in_a_golden_score)
+    for make in bad:
+        make(tmp_path / make.__name__)
+    series = recordings(model, 400)
     answer = answer_of(model, settings, series)
     with running(settings, run_windower), running(observed, run_worker):
         with sending(settings, telemetry(model, series), rows_per_s=300):
             wait_for(lambda: len(blocks(settings)) >= 20, "20 blocks")
-            bring(tmp_path / "elsewhere", tmp_path / "registry")
-            wait_for(lambda: metric(observed.metrics.port, REFUSED) == 1, "the refusal")
+            for refused, make in enumerate(bad, start=1):
+                bring(tmp_path / make.__name__, tmp_path / "registry")
+                wait_for(lambda n=refused: metric(observed.metrics.port, REFUSED) == n, f"refusal {refused}")
         wait_for_rows(settings, answer.final_rows())
-        assert metric(observed.metrics.port, REFUSED) == 1
+        assert metric(observed.metrics.port, REFUSED) == len(bad)
     assert_is_offline(settings, answer)
     assert {block.model.version for block in blocks(settings)} == {model.manifest.version}
 

@@ -40,13 +40,13 @@ def check_spreads(spreads, count):
 
 @pytest.mark.usefixtures("_servers")
 def test_ingest_reports_all_its_figures(console):
-    report = written(ingest.run(console, ingest.Load(entities=16, rows=2048, runs=1)))
+    report = written(ingest.run(console, ingest.Load(entities=16, rows=4096, runs=1)))
     check_spreads(report["spreads"].values(), 1)
     assert report["samples_per_s"] == report["spreads"]["samples_per_s"]["median"]
     assert report["samples_per_s_per_core"] == report["spreads"]["samples_per_s_per_core"]["median"]
     assert 0 < report["commit_ms_p50"] <= report["commit_ms_p99"]
     assert report["memory_mib"] > 1
-    assert (report["entities"], report["channels"], report["rows"]) == (16, 25, 16 * 2048)
+    assert (report["entities"], report["channels"], report["rows"]) == (16, 25, 16 * 4096)
     assert sum(report["time_shares"].values()) == pytest.approx(1, abs=0.02)
 
 
@@ -54,8 +54,8 @@ def test_ingest_reports_all_its_figures(console):
 def test_pipeline_reports_all_its_figures(console):
     load = pipeline.Load(
         entities=16,
-        worker_rows=1024,
-        rows=1024,
+        worker_rows=4096,
+        rows=4096,
         seconds=5,
         latency_seconds=3,
         parts=2,
