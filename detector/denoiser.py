@@ -8,20 +8,25 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from detector.manifest import DenoiserConfig
-from detector.s4 import BidirectionalS4D
+from detector.s4 import BidirectionalS4
 
 UNSEEN_ENTITY = 0
 
 
 class Denoiser(nn.Module):
-    """Predict the noise in numeric channels, given the timestep and the condition."""
+    """Predict the noise in numeric channels, given the timestep and the condition.
+
+    With `recompute` set, a backward pass computes each layer's activations again instead of keeping those of all.
+    """
 
     def __init__(self, config: DenoiserConfig) -> None:
         """Draw the weights from torch's global generator; the output starts at zero."""
         super().__init__()
         self.config = config
+        self.recompute = False
         width = config.width
         self.condition = Condition(config)
         self.timestep = TimestepEmbedding(config)
@@ -53,15 +58,20 @@ class Denoiser(nn.Module):
         shifts = self.timestep(timestep)  # (layers, S B, H, 1)
         skips = torch.zeros_like(x)
         for layer, shift, gate in zip(self.layers, shifts, condition, strict=True):
-            x, skip = layer(x, shift, gate)
+            x, skip = self._run(layer, x, shift, gate)
             skips = skips + skip
         noise: Tensor = self.output(F.relu(self.head(skips / math.sqrt(len(self.layers)))))
         return noise
 
+    def _run(self, layer: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if self.recompute and torch.is_grad_enabled():
+            return recomputed(layer, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return layer(*inputs)  # type: ignore[no-any-return]
+
     def prepare(self, length: int) -> None:
         """Cache every convolution kernel for inference on windows of this length."""
         for module in self.modules():
-            if isinstance(module, BidirectionalS4D):
+            if isinstance(module, BidirectionalS4):
                 module.prepare(length // self.config.patch)
 
 
@@ -117,14 +127,18 @@ class TimestepEmbedding(nn.Module):
 
 
 class CascadeLayer(nn.Module):
-    """Dilated convolution, gate, S4, then a residual for the next layer and a skip for the head."""
+    """Dilated convolution, gate, S4 or its substitute, then a residual for the next layer and a skip for the head."""
 
     def __init__(self, config: DenoiserConfig, dilation: int) -> None:
         """Pad so that the window keeps its length and every slot sees both ways."""
         super().__init__()
         width, size = config.width, config.kernel_size
         self.dilated = nn.Conv1d(width, 2 * width, size, dilation=dilation, padding=dilation * (size // 2))
-        self.s4 = BidirectionalS4D(width, config.state)
+        self.s4 = (
+            nn.Conv1d(width, width, size, dilation=dilation, padding=dilation * (size // 2))
+            if config.layer == "res"
+            else BidirectionalS4(config.layer, width, config.state)
+        )
         self.out = nn.Conv1d(width, 2 * width, 1)
 
     def forward(self, x: Tensor, shift: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,8 @@ class DenoiserConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     numeric: C reconstructed channels. commands: K command channels. entities: E trained entities, without the
     reserved index 0 of an entity never seen. state: N. patch: slots that the cascade sees as one position, 1 in the
-    paper; it must divide the window's length. timesteps: T of a linear beta schedule.
+    paper; it must divide the window's length. layer: what extracts long-term features, the diagonal or the full state
+    space or, as in the paper's Table 6, a dilated convolution. timesteps: T of a linear beta schedule.
     """
 
     numeric: int
@@ -34,6 +35,7 @@ class DenoiserConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     kernel_size: int = 3
     dilation_cycle: int = 4
     patch: int = 1
+    layer: Literal["s4d", "s4", "res"] = "s4d"
     use_commands: bool = True
     use_entity: bool = True
     timesteps: int = 200

@@ -1,13 +1,17 @@
-"""Diagonal state space layers (S4D: Gu et al. 2022, "On the Parameterization and Initialization of Diagonal SSMs").
+"""State space layers, and the diagonal kernel (S4D: Gu et al. 2022, "On the Parameterization ... of Diagonal SSMs").
 
-Owns the kernel and the layers; knows nothing of diffusion or telemetry. Letters are the papers': A, B (fixed to 1),
-C, D, dt, K. H is the width, N the state size, of which N / 2 conjugate pairs are kept.
+Owns the layers, whatever their kernel, and that kernel (the full S4's is in `s4_dplr`); knows nothing of diffusion or
+telemetry. Letters are the papers': A, B (fixed to 1 in S4D), C, D, dt, K. H is the width, N the state size, of which
+N / 2 conjugate pairs are kept.
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from detector.s4_dplr import S4Kernel
 
 
 class S4DKernel(nn.Module):
@@ -41,15 +45,25 @@ class S4DKernel(nn.Module):
         real = torch.cat([rows.real, -rows.imag], -1) @ torch.cat([columns.real, columns.imag], 1)
         return 2 * real.flatten(1)[:, :length]
 
+    def initial_state(self, batch: int) -> Tensor:
+        """Return the state before the first slot, (B, H, N/2) complex."""
+        return torch.zeros(batch, *self.A_imag.shape, dtype=self.discrete()[0].dtype, device=self.A_imag.device)
 
-class S4D(nn.Module):
+    def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance the recurrence by one slot: u (B, H) and the state before it, to K * u (B, H) and the state after."""
+        log_A_bar, C_bar = self.discrete()
+        state = log_A_bar.exp() * state + u[..., None]  # (B, H, N/2)
+        return 2 * (C_bar * state).sum(-1).real, state
+
+
+class CausalS4(nn.Module):
     """The causal layer, y = K * u + D u: a convolution over a window, or a recurrence slot by slot."""
 
-    def __init__(self, width: int, state: int) -> None:
+    def __init__(self, kernel: S4DKernel | S4Kernel) -> None:
         """Draw D from a normal distribution."""
         super().__init__()
-        self.kernel = S4DKernel(width, state)
-        self.D = nn.Parameter(torch.randn(width))  # (H,)
+        self.kernel = kernel
+        self.D = nn.Parameter(torch.randn(len(kernel.log_dt)))  # (H,)
 
     def forward(self, u: Tensor) -> Tensor:
         """Convolve a window, (B, H, L) to (B, H, L)."""
@@ -58,35 +72,37 @@ class S4D(nn.Module):
         return convolve(u, transform) + self.D[:, None] * u
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return the state before the first slot, (B, H, N/2) complex."""
-        return torch.zeros(batch, *self.kernel.A_imag.shape, dtype=torch.complex64, device=self.D.device)
+        """Return the state before the first slot; its shape is the kernel's."""
+        return self.kernel.initial_state(batch)
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Advance the recurrence by one slot: u (B, H) and the state before it, to y (B, H) and the state after."""
-        log_A_bar, C_bar = self.kernel.discrete()
-        state = log_A_bar.exp() * state + u[..., None]  # (B, H, N/2)
-        return 2 * (C_bar * state).sum(-1).real + self.D * u, state
+        y, state = self.kernel.step(u, state)
+        return y + self.D * u, state
 
 
-class BidirectionalS4D(nn.Module):
+class BidirectionalS4(nn.Module):
     """A layer that sees both ways: one kernel over the past with the present, one reversed over the future.
 
-    `prepare` caches the kernels' transform for inference; the plain path rebuilds it in every call.
+    `prepare` caches the kernels' transform for inference; the plain path rebuilds it in every call. Computes in its
+    parameters' precision under autocast too: kernels and their transforms don't bear less.
     """
 
-    def __init__(self, width: int, state: int) -> None:
+    def __init__(self, kind: Literal["s4d", "s4"], width: int, state: int) -> None:
         """Draw the two kernels independently."""
         super().__init__()
-        self.past = S4DKernel(width, state)
-        self.future = S4DKernel(width, state)
+        kernel = S4DKernel if kind == "s4d" else S4Kernel
+        self.past = kernel(width, state)
+        self.future = kernel(width, state)
         self.D = nn.Parameter(torch.randn(width))  # (H,)
         self._prepared: dict[int, Tensor] = {}
 
     def forward(self, u: Tensor) -> Tensor:
         """Convolve a window with both kernels, (B, H, L) to (B, H, L)."""
         length = u.shape[-1]
-        transform = None if self.training else self._prepared.get(length)
-        return convolve(u, self.transform(length) if transform is None else transform)
+        with torch.autocast(u.device.type, enabled=False):
+            transform = None if self.training else self._prepared.get(length)
+            return convolve(u.to(self.D.dtype), self.transform(length) if transform is None else transform)
 
     def transform(self, length: int) -> Tensor:
         """Return the transform of both kernels and D on a circle of 2 L slots, (H, L + 1) complex."""

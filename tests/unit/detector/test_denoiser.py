@@ -5,6 +5,8 @@ from torch import Tensor
 from detector.denoiser import UNSEEN_ENTITY, Denoiser
 from detector.manifest import DenoiserConfig
 
+each_layer = pytest.mark.parametrize("layer", ["s4d", "s4", "res"])
+
 
 def config(**changes: object) -> DenoiserConfig:
     fields = {"numeric": 2, "commands": 3, "entities": 4, "layers": 3, "width": 8, "state": 8} | changes
@@ -39,8 +41,9 @@ def test_the_untrained_network_predicts_zero() -> None:
     assert predict(Denoiser(config()), *windows()).abs().max() == 0
 
 
-def test_a_batch_is_its_windows_one_by_one() -> None:
-    denoiser, inputs = network(), windows()
+@each_layer
+def test_a_batch_is_its_windows_one_by_one(layer: str) -> None:
+    denoiser, inputs = network(layer=layer), windows()
     together = predict(denoiser, *inputs)
     apart = torch.cat([predict(denoiser, *(tensor[i : i + 1] for tensor in inputs)) for i in range(5)])
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
@@ -82,13 +85,24 @@ def test_the_entity_switched_off_is_the_unseen_one() -> None:
     )
 
 
+@pytest.mark.parametrize("layer", ["s4d", "s4"])
 @pytest.mark.parametrize("patch", [1, 4])
-def test_every_slot_sees_the_whole_window_both_ways(patch: int) -> None:
-    denoiser, (x_t, valid, timestep, commands, entity) = network(patch=patch), windows()
+def test_every_slot_sees_the_whole_window_both_ways(patch: int, layer: str) -> None:
+    denoiser, (x_t, valid, timestep, commands, entity) = network(patch=patch, layer=layer), windows()
     x_t.requires_grad_()
     denoiser(x_t, valid, timestep, denoiser.encode_condition(commands, entity))[..., 20].sum().backward()
     assert x_t.grad is not None
     assert (x_t.grad.abs().sum((0, 1)) > 0).all()
+
+
+def test_a_slot_sees_as_far_as_dilated_convolutions_reach() -> None:
+    """Three layers with dilations 1, 2, 4, two convolutions of size 3 in each: 2 (1 + 2 + 4) slots to either side."""
+    denoiser, (x_t, valid, timestep, commands, entity) = network(layer="res"), windows()
+    x_t.requires_grad_()
+    denoiser(x_t, valid, timestep, denoiser.encode_condition(commands, entity))[..., 20].sum().backward()
+    assert x_t.grad is not None
+    seen = torch.arange(40)[x_t.grad.abs().sum((0, 1)) > 0]
+    assert (int(seen.min()), int(seen.max())) == (20 - 14, 20 + 14)
 
 
 @pytest.mark.parametrize("patch", [1, 2, 8])
@@ -105,16 +119,60 @@ def test_a_patch_moves_with_the_window(patch: int) -> None:
     torch.testing.assert_close(moved[..., 800:816], still.roll(patch, -1)[..., 800:816], atol=1e-4, rtol=1e-4)
 
 
+@each_layer
 @pytest.mark.parametrize("patch", [1, 4])
-def test_prepared_network_is_the_plain_one(patch: int) -> None:
-    denoiser, inputs = network(patch=patch), windows()
+def test_prepared_network_is_the_plain_one(patch: int, layer: str) -> None:
+    denoiser, inputs = network(patch=patch, layer=layer), windows()
     plain = predict(denoiser, *inputs)
     denoiser.prepare(40)
     torch.testing.assert_close(predict(denoiser, *inputs), plain, atol=0, rtol=0)
 
 
-def test_every_parameter_is_trained() -> None:
-    denoiser = network().train()
+def gradients(denoiser: Denoiser) -> dict[str, Tensor | None]:
+    denoiser.zero_grad()
     x_t, valid, timestep, commands, entity = windows()
     denoiser(x_t, valid, timestep, denoiser.encode_condition(commands, entity)).square().sum().backward()
-    assert [name for name, parameter in denoiser.named_parameters() if parameter.grad is None] == []
+    return {name: parameter.grad for name, parameter in denoiser.named_parameters()}
+
+
+@each_layer
+def test_every_parameter_is_trained(layer: str) -> None:
+    assert [name for name, grad in gradients(network(layer=layer).train()).items() if grad is None] == []
+
+
+def kept_values(denoiser: Denoiser) -> int:
+    """Count the values that a forward pass keeps for the backward pass."""
+    kept = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    x_t, valid, timestep, commands, entity = windows()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        denoiser(x_t, valid, timestep, denoiser.encode_condition(commands, entity))
+    return sum(kept)
+
+
+@each_layer
+def test_activations_computed_again_give_the_same_gradients(layer: str) -> None:
+    denoiser = network(layer=layer).train()
+    kept = gradients(denoiser)
+    denoiser.recompute = True
+    again = gradients(denoiser)
+    for name, grad in kept.items():
+        torch.testing.assert_close(again[name], grad, atol=0, rtol=0, msg=name)
+
+
+def test_recomputing_keeps_fewer_activations() -> None:
+    denoiser = network(layers=6).train()
+    kept = kept_values(denoiser)
+    denoiser.recompute = True
+    assert kept_values(denoiser) < kept / 3
+
+
+@each_layer
+def test_weights_of_another_layer_do_not_fit(layer: str) -> None:
+    for other in {"s4d", "s4", "res"} - {layer}:
+        with pytest.raises(RuntimeError, match=r"Error\(s\) in loading state_dict"):
+            network(layer=layer).load_state_dict(network(layer=other).state_dict())
