@@ -57,25 +57,25 @@ def has_both_classes(labels: Flags) -> bool:
 
 def roc_auc(labels: Flags, score: Scores) -> float:
     """Return the probability that an anomalous row scores above a nominal one; ties count half."""
-    _check_ranking(labels, score)
+    check_ranking(labels, score)
     return float(roc_auc_score(labels, score))
 
 
 def average_precision(labels: Flags, score: Scores) -> float:
     """Return the area under precision over recall, as a sum without interpolation."""
-    _check_ranking(labels, score)
+    check_ranking(labels, score)
     return float(average_precision_score(labels, score))
 
 
 def detection(labels: Flags, pred: Flags) -> Detection:
     """Return precision, recall and F1 of given predictions, row by row."""
-    _check_shapes(labels, pred)
+    check_shapes(labels, pred)
     return _detection(int((labels & pred).sum()), int(pred.sum()), int(labels.sum()))
 
 
 def best_f1(labels: Flags, score: Scores) -> BestDetection:
     """Return the highest F1 that any threshold gives, row by row."""
-    _check_ranking(labels, score)
+    check_ranking(labels, score)
     order = np.argsort(-score, kind="stable")
     descending = score[order]
     last = np.append(np.flatnonzero(np.diff(descending)), len(score) - 1)  # last row of each tie
@@ -110,7 +110,7 @@ def event_counts(labels: Flags, pred: Flags, merge_gap: int = 0) -> EventCounts:
 
     Predicted stretches with at most merge_gap rows between them are one alarm; the gap itself finds nothing.
     """
-    _check_shapes(labels, pred)
+    check_shapes(labels, pred)
     found = _overlaps(labels, pred)
     starts, ends = runs(pred)
     right = _overlaps(pred, labels)
@@ -137,7 +137,7 @@ def corrected_event_f05(counts: EventCounts, nominal_in_alarm: float) -> float:
 
 def nominal_in_alarm(labels: Flags, pred: Flags) -> float:
     """Return the share of nominal rows that are flagged; raise ValueError if there are none."""
-    _check_shapes(labels, pred)
+    check_shapes(labels, pred)
     if labels.all():
         raise ValueError("nominal_in_alarm wants a nominal row, got none")
     return float(pred[~labels].mean())
@@ -158,7 +158,7 @@ def _detection(hits: int, flagged: int, anomalous: int) -> Detection:
 
 
 def _raise_to_event_maximum(labels: Flags, series: NDArray[Value]) -> NDArray[Value]:
-    _check_shapes(labels, series)
+    check_shapes(labels, series)
     starts, ends = runs(labels)
     adjusted = series.copy()
     if len(starts):
@@ -176,15 +176,17 @@ def _overlaps(events: Flags, other: Flags) -> Flags:
     return flagged[ends] > flagged[starts]
 
 
-def _check_shapes(labels: Flags, series: NDArray[np.generic]) -> None:
+def check_shapes(labels: Flags, series: NDArray[np.generic]) -> None:
+    """Raise ValueError unless the labels are boolean and the series has a value for each of them."""
     if labels.dtype != np.bool_ or labels.ndim != 1 or labels.shape != series.shape:
         raise ValueError(
             f"labels want a boolean and series a value a row, got {labels.dtype} {labels.shape} and {series.shape}"
         )
 
 
-def _check_ranking(labels: Flags, score: Scores) -> None:
-    _check_shapes(labels, score)
+def check_ranking(labels: Flags, score: Scores) -> None:
+    """Raise ValueError unless the rows are of both classes and every score is finite."""
+    check_shapes(labels, score)
     if not np.isfinite(score).all():
         raise ValueError("score wants finite numbers")
     if not has_both_classes(labels):
