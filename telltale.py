@@ -218,14 +218,27 @@ def score(
 def evaluate(
     scores: Annotated[Path, typer.Option(help="File written by `telltale score`.", exists=True, dir_okay=False)],
     labels: Annotated[Path, typer.Option(help="Parquet file with a column label.", exists=True, dir_okay=False)],
+    interpretation: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON: which channels caused each event, {entity: [[first row, last row, [number, ...]], ...]}.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    frame_rows: Annotated[int, typer.Option(help="Rows of a frame, for the IOU of frames.", min=1)] = 100,
     seed: Seed = 0,
     json: JsonFile = None,
 ) -> None:
     """Measure scores against labels: honest figures first, adjusted ones beside a random score's."""
-    from training.evaluation import evaluate as measure
-    from training.evaluation import render
+    from training.evaluation import evaluate_joined
+    from training.evaluation_table import render
+    from training.labelled_scores import join
 
-    evaluation = measure(scores, labels, seed)
+    series = join(scores, labels, with_channels=interpretation is not None)
+    evaluation = evaluate_joined(
+        series, scores, labels, seed, interpretation_path=interpretation, frame_rows=frame_rows
+    )
     out.print(render(evaluation))
     _write_json(json, evaluation)
 

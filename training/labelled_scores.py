@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -15,13 +17,19 @@ from training.datasets import ONLY_ENTITY
 from training.metrics import Flags, Scores
 
 TIME_COLUMNS = ("ts", "t")
+# Columns of numbers and flags that a file of scores may have.
+OPTIONAL = ("provisional", "provisional_pred", "threshold")
+Wide = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class LabelledSeries:
-    """One entity's rows in time order. score: finite; p_value: NaN where the row has no score.
+    """One entity's rows in time order. score: finite; p_value, threshold: NaN where the row has no score.
 
-    A row without a score gets the entity's lowest one and no alarm, so an unscored anomaly counts as missed.
+    A row without a score gets the entity's lowest one and no alarm, so an unscored anomaly counts as missed. What the
+    files don't hold is None. times: (n,), milliseconds if interval_s is there, else row numbers. residual, expected,
+    observed: (n, C), by `channels`, NaN where missing; residual is the channel's share of the row's deviation, expected
+    and observed are in the data's units.
     """
 
     entity: str
@@ -30,6 +38,15 @@ class LabelledSeries:
     pred: Flags
     p_value: Scores | None
     unscored_rows: int
+    times: NDArray[np.int64]
+    interval_s: float | None = None
+    provisional: Scores | None = None
+    provisional_pred: Flags | None = None
+    threshold: Scores | None = None
+    channels: tuple[str, ...] = ()
+    residual: Wide | None = None
+    expected: Wide | None = None
+    observed: Wide | None = None
 
 
 @dataclass(frozen=True)
@@ -47,14 +64,49 @@ class Rows:
         return f"{self.names[self.codes[row]]} at {self.times[row]}"
 
 
-def join(scores_path: str | Path, labels_path: str | Path) -> list[LabelledSeries]:
-    """Return every entity's labelled scores; raise UsageError naming the first row or column that doesn't fit."""
+def join(scores_path: str | Path, labels_path: str | Path, *, with_channels: bool = True) -> list[LabelledSeries]:
+    """Return every entity's labelled scores; raise UsageError naming the first row or column that doesn't fit.
+
+    with_channels: read what there is for every channel too, which takes most of the memory.
+    """
     scores_path, labels_path = Path(scores_path), Path(labels_path)
     time = _common_time(scores_path, labels_path)
-    scores = _read(scores_path, time, ["score", "pred"], ["p_value"])
-    labels = _read(labels_path, time, ["label"], [])
+    channels = channel_names(scores_path, labels_path) if with_channels else ()
+    numeric = numeric_columns(labels_path)
+    observed = list(channels) if set(channels) <= set(numeric) else []
+    wide = ["residual", "expected"] if with_channels else []
+    scores = _read(scores_path, time, ["score", "pred"], ["p_value", *OPTIONAL, *wide])
+    labels = _read(labels_path, time, ["label"], observed)
     _check_same_rows(scores, labels)
-    return list(_series(scores, labels))
+    return list(_series(scores, labels, time, channels))
+
+
+def channel_names(scores_path: str | Path, labels_path: str | Path) -> tuple[str, ...]:
+    """Return the names behind the list columns: a JSON list in the scores' metadata, else the data's numeric columns.
+
+    The metadata stand in the Parquet schema under `channels`.
+    """
+    text = (_schema(Path(scores_path)).metadata or {}).get(b"channels")
+    if text is None:
+        return tuple(numeric_columns(labels_path))
+    try:
+        return msgspec.json.decode(text, type=tuple[str, ...])
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{scores_path} wants metadata `channels` as a JSON list of names: {error}") from error
+
+
+def final_delay(scores_path: str | Path) -> int | None:
+    """Return how many rows later than the row itself `score` is known, or None if the file's metadata don't say."""
+    text = (_schema(Path(scores_path)).metadata or {}).get(b"final_delay")
+    try:
+        return None if text is None else int(text)
+    except ValueError as error:
+        raise UsageError(f"{scores_path} wants metadata `final_delay` as a number of rows, got {text!r}") from error
+
+
+def numeric_columns(path: str | Path) -> list[str]:
+    """Return a data file's numeric channels, in its own order."""
+    return [field.name for field in _schema(Path(path)) if pa.types.is_floating(field.type)]
 
 
 def _common_time(scores_path: Path, labels_path: Path) -> str:
@@ -136,25 +188,67 @@ def _is_first(one: Rows, other: Rows, row: int) -> bool:
     return bool((one.codes[row], one.times[row]) < (other.codes[row], other.times[row]))
 
 
-def _series(scores: Rows, labels: Rows) -> Iterator[LabelledSeries]:
+def _series(scores: Rows, labels: Rows, time: str, channels: tuple[str, ...]) -> Iterator[LabelledSeries]:
     label = _flags(labels, "label", missing_allowed=False)
-    pred = _flags(scores, "pred", missing_allowed=True)
-    score = _numbers(scores, "score")
-    p_value = _numbers(scores, "p_value") if "p_value" in scores.columns.column_names else None
-    unscored = np.isnan(score)
+    columns = _columns(scores, len(channels))
+    if channels and set(channels) <= set(labels.columns.column_names):
+        columns["observed"] = _observed(labels, channels)
+    unscored = np.isnan(_numbers(scores, "score"))
+    apart = np.diff(scores.times)[np.diff(scores.codes) == 0]
+    usual_s = float(np.median(apart)) / 1000 if time == "ts" and len(apart) else None
     ends = np.append(np.flatnonzero(np.diff(scores.codes)) + 1, len(scores.codes))
     for name, first, end in zip(scores.names, [0, *ends[:-1]], ends, strict=True):
-        rows, missing = slice(first, end), unscored[first:end]
-        own = score[rows]
-        own[missing] = own[~missing].min(initial=np.inf) if not missing.all() else 0.0
+        own = {column: values[first:end] for column, values in columns.items()}
+        missing, times = unscored[first:end], scores.times[first:end]
+        own |= {column: _least_anomalous(own[column]) for column in ("score", "provisional") if column in own}
+        own["pred"] = own["pred"] & ~missing
         yield LabelledSeries(
             entity=name,
-            labels=label[rows],
-            score=own,
-            pred=pred[rows] & ~missing,
-            p_value=None if p_value is None else p_value[rows],
+            labels=label[first:end],
+            p_value=own.pop("p_value", None),
             unscored_rows=int(missing.sum()),
+            times=times,
+            interval_s=float(np.median(np.diff(times))) / 1000 if usual_s and len(times) > 1 else usual_s,
+            channels=channels,
+            **own,
         )
+
+
+def _columns(scores: Rows, width: int) -> dict[str, Any]:
+    """Return the columns of scores that are there, by the names they have in a series."""
+    present = set(scores.columns.column_names)
+    numbers = present & {"score", "p_value", "provisional", "threshold"}
+    flags, lists = present & {"pred", "provisional_pred"}, present & {"residual", "expected"}
+    return {
+        **{name: _numbers(scores, name) for name in numbers},
+        **{name: _flags(scores, name, missing_allowed=True) for name in flags},
+        **{name: _lists(scores, name, width) for name in lists},
+    }
+
+
+def _least_anomalous(score: Scores) -> Scores:
+    """Fill rows without a score with the lowest one, or 0 where no row has one."""
+    missing = np.isnan(score)
+    return np.where(missing, 0.0 if missing.all() else score[~missing].min(initial=np.inf), score)
+
+
+def _observed(labels: Rows, channels: tuple[str, ...]) -> Wide:
+    values = [labels.columns.column(name).cast(pa.float32()).to_numpy() for name in channels]
+    return np.stack(values, axis=1)
+
+
+def _lists(rows: Rows, name: str, width: int) -> Wide:
+    """Return a column of lists as (n, width), NaN for a null row or value."""
+    column: Any = rows.columns.column(name).combine_chunks()
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        raise UsageError(f"{rows.path} wants {name} as lists of numbers, got {column.type}")
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    lengths = pc.list_value_length(column).drop_null().to_numpy()
+    if (lengths != width).any():
+        raise UsageError(f"{rows.path} wants {name} with a number for each of {width} channels, got {lengths[0]}")
+    values = np.full((len(present), width), np.nan, np.float32)
+    values[present] = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False).reshape(-1, width)
+    return values
 
 
 def _flags(rows: Rows, name: str, *, missing_allowed: bool) -> Flags:

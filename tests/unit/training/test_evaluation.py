@@ -11,8 +11,11 @@ from rich.console import Console
 
 from stream.errors import UsageError
 from training import metrics
-from training.evaluation import Evaluation, evaluate, render
+from training.alarms import detection_delays
+from training.evaluation import Evaluation, evaluate
+from training.evaluation_table import render
 from training.labelled_scores import join
+from training.vus import volumes
 
 ENTITIES = ("a-1", "b-2", "calm")
 ROWS = 300
@@ -58,12 +61,17 @@ def files(tmp_path):
     return write
 
 
+def present(figures):
+    return {name: figure for name, figure in msgspec.to_builtins(figures).items() if figure is not None}
+
+
 def test_a_perfect_score_is_perfect_and_the_random_one_beside_it_is_not(files):
     perfect = labels_table()["label"].to_numpy().astype(float)
     evaluation = evaluate(*files(scores_table(labels_table(), perfect)))
     for comparison in (evaluation.entity_mean, evaluation.concatenated):
-        honest = msgspec.to_builtins(comparison.honest)
-        assert honest.pop("nominal_in_alarm") == 0.0
+        honest = present(comparison.honest)
+        assert honest.pop("nominal_in_alarm") == honest.pop("median_delay_rows") == 0.0
+        assert honest.pop("alarms_per_day") > 0
         assert set(honest.values()) == {1.0}
         assert set(msgspec.to_builtins(comparison.point_adjusted).values()) == {1.0}
         assert comparison.honest_random.roc_auc == pytest.approx(0.5, abs=0.1)
@@ -135,7 +143,12 @@ def test_time_stamps_and_milliseconds_are_the_same_time(files, noisy):
     ms = 1_790_000_000_000 + 1000 * labels["t"].to_numpy().astype(np.int64)
     scores = scores.drop_columns("t").append_column("ts", pa.array(ms))
     labels = labels.append_column("ts", pa.array(ms * 1000).cast(pa.timestamp("us", "UTC")))
-    assert evaluate(*files(scores, labels)) == by_row
+    by_time = evaluate(*files(scores, labels))
+    assert (by_row.day, by_time.day) == ("86,400 rows", "24 h")
+    assert by_row.concatenated.honest.median_delay_s is None
+    assert by_time.concatenated.honest.median_delay_s == by_time.concatenated.honest.median_delay_rows
+    without = {name: figure for name, figure in present(by_time.concatenated.honest).items() if name[-2:] != "_s"}
+    assert without == present(by_row.concatenated.honest)
 
 
 def test_a_file_without_entities_is_one_entity(files, noisy):
@@ -250,7 +263,7 @@ def test_the_table_shows_every_figure_with_the_honest_ones_first(files, noisy):
     console.print(render(evaluation))
     lines = [line for line in console.export_text().splitlines() if "│" in line]
     adjusted = [i for i, line in enumerate(lines) if "point-adjusted" in line]
-    names = [name.replace("_", " ") for name in evaluation.concatenated.honest.__struct_fields__]
+    names = [name.replace("_", " ") for name in present(evaluation.entity_mean.honest)]
     honest = [next(i for i, line in enumerate(lines) if line.startswith(f"│ {name} ")) for name in names]
     assert len(adjusted) == 4
     assert max(honest) < min(adjusted)
@@ -262,3 +275,122 @@ def test_the_table_shows_every_figure_with_the_honest_ones_first(files, noisy):
         evaluation.concatenated.point_adjusted_random.best_f1,
     ]
     assert [cell.strip() for cell in got] == [f"{figure:.3f}" for figure in wanted]
+
+
+def lists_of(values):
+    return pa.array([None if np.isnan(row).any() else row.tolist() for row in values], pa.list_(pa.float32()))
+
+
+@pytest.fixture
+def channelled(files, noisy):
+    """Writes scores with everything they may have, data with two channels `b` and `a`; event rows blame `a`."""
+
+    def write(metadata='["a", "b"]', **columns):
+        labels = labels_table()
+        label = labels["label"].to_numpy()
+        rng = np.random.default_rng(3)
+        share = np.stack([0.2 + 0.7 * label, 0.8 - 0.7 * label], 1).astype(np.float32)
+        share[7] = np.nan
+        wide = {"residual": share, "expected": rng.random((len(label), 2), np.float32)} | columns
+        scores = scores_table(labels, noisy).append_column("provisional", pa.array(noisy[::-1].copy()))
+        scores = scores.append_column("provisional_pred", pa.array(np.roll(noisy > 0.5, 2)))
+        for name, values in wide.items():
+            scores = scores.append_column(name, lists_of(values))
+        if metadata:
+            scores = scores.replace_schema_metadata({"channels": metadata, "final_delay": "100"})
+        for name in ("b", "a"):
+            labels = labels.append_column(name, pa.array(np.arange(len(label)) + (name == "a") * 0.5))
+        return files(scores, labels)
+
+    return write
+
+
+def test_the_score_known_at_once_has_figures_of_its_own(channelled, noisy):
+    evaluation = evaluate(*channelled())
+    labels = labels_table()["label"].to_numpy() == 1
+    own, at_once = labels[:ROWS], noisy[::-1][:ROWS]
+    honest = evaluation.per_entity[0].comparison.honest
+    assert honest.provisional_roc_auc == metrics.roc_auc(own, at_once)
+    assert honest.provisional_average_precision == metrics.average_precision(own, at_once)
+    assert (honest.provisional_vus_roc, honest.provisional_vus_pr) == volumes(own, at_once)
+    assert (honest.vus_roc, honest.vus_pr) == volumes(own, noisy[:ROWS])
+    delays = detection_delays(own, np.roll(noisy > 0.5, 2)[:ROWS])
+    assert honest.provisional_median_delay_rows == np.median(delays)
+    assert evaluation.final_delay_rows == 100
+
+
+def test_channels_are_told_by_the_metadata_or_the_data(channelled):
+    told, untold = join(*channelled())[1], join(*channelled(metadata=None))[1]
+    assert (told.channels, untold.channels) == (("a", "b"), ("b", "a"))
+    assert told.observed[3].tolist() == [ROWS + 3.5, ROWS + 3.0]
+    np.testing.assert_array_equal(untold.observed, told.observed[:, ::-1])
+    first = join(*channelled())[0]
+    assert np.isnan(first.residual[7]).all()
+    assert np.isnan(first.residual).sum() == 2
+
+
+def test_channels_that_caused_an_event_are_found_by_their_number_in_the_data(channelled, tmp_path):
+    path = tmp_path / "interpretation.json"
+    for number, wanted in ((2, 1.0), (1, 0.0)):
+        path.write_text(f'{{"a-1": [[40, 80, [{number}]]], "b-2": [[200, 229, [{number}]]]}}')
+        evaluation = evaluate(*channelled(), interpretation_path=path)
+        assert evaluation.attribution.entity_mean.rows.hit_rate_100 == wanted
+        assert evaluation.attribution.entity_mean.rows_random.hit_rate_100 == 0.5
+        assert [e.rows for e in evaluation.attribution.per_entity] == [40, 30]
+        assert msgspec.json.decode(msgspec.json.encode(evaluation), type=Evaluation) == evaluation
+
+
+@pytest.mark.parametrize(
+    ("broken", "cause"),
+    [
+        ({"metadata": '["a"]'}, "residual with a number for each of 1 channels, got 2|expected with"),
+        ({"metadata": '{"a": 1}'}, "metadata `channels` as a JSON list"),
+        ({"residual": np.zeros((3 * ROWS, 3))}, "residual with a number for each of 2 channels, got 3"),
+    ],
+)
+def test_lists_that_do_not_fit_the_channels_are_refused(channelled, broken, cause):
+    with pytest.raises(UsageError, match=cause):
+        join(*channelled(**broken))
+
+
+def test_rows_of_another_entity_change_no_figure_of_an_entity(files, noisy):
+    whole = evaluate(*files(scores_table(labels_table(), noisy)))
+    less = evaluate(*files(scores_table(labels_table(), noisy).slice(0, 2 * ROWS), labels_table().slice(0, 2 * ROWS)))
+    for one, other in zip(whole.per_entity[:2], less.per_entity, strict=True):
+        assert one.comparison.honest == other.comparison.honest
+        assert one.comparison.point_adjusted == other.comparison.point_adjusted
+    assert (less.rows, whole.rows) == (2 * ROWS, 3 * ROWS)
+
+
+def test_events_of_all_entities_are_pooled_beside_their_mean(files):
+    """One entity finds both events without a false alarm; the other finds one of two and raises three false alarms."""
+    pred = np.zeros(3 * ROWS)
+    pred[[50, 210, ROWS + 45, ROWS + 100, ROWS + 155, ROWS + 299]] = 1
+    evaluation = evaluate(*files(scores_table(labels_table(), pred)))
+    assert evaluation.events == 4
+    pooled, mean = evaluation.concatenated.honest, evaluation.entity_mean.honest
+    assert (pooled.event_precision, pooled.event_recall) == (3 / 6, 3 / 4)
+    assert (mean.event_precision, mean.event_recall) == ((1 + 1 / 4) / 2, (1 + 1 / 2) / 2)
+    assert pooled.median_delay_rows == np.median([10, 10, 5])
+    assert mean.median_delay_rows == (10 + 5) / 2
+    assert pooled.alarms_per_day == pytest.approx(6 / (3 * ROWS / 86_400))
+    assert pooled.corrected_event_f05 == pytest.approx(
+        1.25 * 0.5 * (1 - 3 / 760) * 0.75 / (0.25 * 0.5 * (1 - 3 / 760) + 0.75)
+    )
+
+
+def test_nothing_flagged_is_a_figure_and_no_delay(files, noisy):
+    evaluation = evaluate(*files(scores_table(labels_table(), noisy, pred=noisy > 9)))
+    for honest in (evaluation.concatenated.honest, evaluation.per_entity[0].comparison.honest):
+        assert (honest.f1, honest.event_f1, honest.corrected_event_f05, honest.frame_iou) == (0, 0, 0, 0)
+        assert (honest.alarms_per_day, honest.nominal_in_alarm, honest.median_delay_rows) == (0, 0, None)
+
+
+@pytest.mark.parametrize("labelled", [0, 1])
+def test_a_data_set_of_one_class_has_no_curves_and_still_counts_alarms(files, noisy, labelled):
+    labels = replace_column(labels_table(), "label", np.full(3 * ROWS, labelled, np.uint8))
+    evaluation = evaluate(*files(scores_table(labels, noisy), labels))
+    assert evaluation.curves is None
+    assert evaluation.ranked_entities == 0
+    assert evaluation.concatenated.honest.roc_auc is None
+    assert evaluation.concatenated.honest.alarms_per_day > 0
