@@ -1,0 +1,54 @@
+"""The paper's own method as a row of its Table 3: our denoiser with and without the entity's embedding."""
+
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+
+from detector.engine import Detector
+from detector.manifest import DenoiserConfig
+from detector.models import Model
+from detector.offline import score_series
+from training.baselines.protocol import Scorer
+from training.calibration import calibrate
+from training.datasets import Dataset
+from training.presets import PRESETS, Preset
+from training.trainer import train
+
+
+@dataclass(frozen=True)
+class DiffADT:
+    """Residual of the diffusion model's reconstruction, by the product's own training, calibration and scoring."""
+
+    use_entity: bool
+    seed: int = 0
+    minutes: float = 2.0
+    train_steps: int | None = None
+    preset: Preset = PRESETS["small"]
+
+    @property
+    def lookahead(self) -> int:
+        """See `Baseline`."""
+        return self.preset.geometry.final_delay + self.preset.geometry.hop - 1
+
+    def fit(self, dataset: Dataset) -> Scorer:
+        """See `Baseline`."""
+        preset = self.preset if self.use_entity else _WithoutEntity(**msgspec.structs.asdict(self.preset))
+        trained = train(
+            dataset,
+            name="diffadt",
+            preset=preset,
+            minutes=self.minutes,
+            train_steps=self.train_steps,
+            seed=self.seed,
+        )
+        raw = msgspec.structs.replace(trained.scoring, smoothing_size=1)
+        manifest = calibrate(replace(trained, scoring=raw))
+        model = Model(Detector(manifest, trained.weights), np.arange(len(manifest.channels)))
+        return lambda series: score_series(model, series).score
+
+
+class _WithoutEntity(Preset, frozen=True, kw_only=True):
+    def denoiser(self, numeric: int, commands: int, entities: int, length: int) -> DenoiserConfig:
+        config = super().denoiser(numeric, commands, entities, length)
+        return msgspec.structs.replace(config, use_entity=False)
