@@ -1,4 +1,7 @@
-"""Training windows: random cuts of training rows, with the gaps and the unseen entities that the detector will meet."""
+"""Training windows, with the gaps and the unseen entities that the detector will meet.
+
+They are random cuts of training rows, or the paper's frames: blocks of L slots that overlap (section 4.1).
+"""
 
 from dataclasses import dataclass, fields
 
@@ -36,6 +39,14 @@ class TrainingBatch:
         """Move every tensor to a device."""
         return TrainingBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
+    def part(self, windows: slice) -> "TrainingBatch":
+        """Return some of the windows."""
+        return TrainingBatch(*(getattr(self, field.name)[windows] for field in fields(self)))
+
+    def present(self) -> float:
+        """Count the present values, at least 1."""
+        return max(self.valid.sum().item(), 1.0)
+
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
@@ -51,7 +62,7 @@ class WindowSampler:
 
     def __init__(self, dataset: Dataset, scaling: Scaling, geometry: Geometry, timesteps: int) -> None:
         """Scale the rows once."""
-        self._length = geometry.length
+        self.length = geometry.length
         self._timesteps = timesteps
         self._series = [_network_rows(dataset, scaling, index) for index in range(len(dataset.series))]
         self._split = np.array([split_row(series) for series in dataset.series])
@@ -61,10 +72,26 @@ class WindowSampler:
     def training(self, generator: np.random.Generator, batch: int) -> TrainingBatch:
         """Draw windows that end in the fitted part of a series, an entity as often as it has rows."""
         chosen = generator.choice(len(self._split), batch, p=self._split / self.rows)
-        numeric, commands = self._cut(chosen, generator.integers(0, self._split[chosen]))
-        _lose_data(generator, numeric, commands)
-        entity = np.where(generator.random(batch) < _UNSEEN_CHANCE, UNSEEN_ENTITY, chosen + 1)
-        return _batch(generator, numeric, commands, entity, generator.integers(1, self._timesteps + 1, batch))
+        return self._training(generator, chosen, self._slots(chosen, generator.integers(0, self._split[chosen])))
+
+    def frames(self, hop_ratio: float) -> NDArray[np.int64]:
+        """Return all training frames, (F, 2): index of the series and end slot.
+
+        Blocks end `hop_ratio` * L slots apart, the last one of a series with its fitted part, and are padded as
+        missing before the series' beginning. Those without a row of their own are left out.
+        """
+        hop = max(1, round(hop_ratio * self.length))
+        found = []
+        for index, (series, split) in enumerate(zip(self._series, self._split, strict=True)):
+            slots = series.slots[:split]
+            ends = np.arange(slots[0] + hop - 1, slots[-1] + hop, hop).clip(max=slots[-1])
+            ends = ends[np.unique(np.searchsorted(ends, slots))]
+            found.append(np.stack([np.full_like(ends, index), ends], -1))
+        return np.concatenate(found)
+
+    def framed(self, generator: np.random.Generator, frames: NDArray[np.int64]) -> TrainingBatch:
+        """Cut these frames, (B, 2) as `frames` returns them."""
+        return self._training(generator, frames[:, 0], frames[:, 1])
 
     def validation(self, generator: np.random.Generator, batch: int) -> TrainingBatch | None:
         """Draw windows that end in the held-out part of a series, timesteps evenly spread; None if there is none."""
@@ -72,21 +99,35 @@ class WindowSampler:
         if not held_out.any():
             return None
         chosen = generator.choice(len(held_out), batch, p=held_out / held_out.sum())
-        numeric, commands = self._cut(chosen, generator.integers(self._split[chosen], self._sizes[chosen]))
+        last = generator.integers(self._split[chosen], self._sizes[chosen])
+        numeric, commands = self._cut(chosen, self._slots(chosen, last))
         timestep = np.linspace(1, self._timesteps, batch).round().astype(np.int64)
         return _batch(generator, numeric, commands, chosen + 1, timestep)
 
+    def _training(
+        self, generator: np.random.Generator, chosen: NDArray[np.int64], ends: NDArray[np.int64]
+    ) -> TrainingBatch:
+        """Make training windows of these series that end at these slots."""
+        batch = len(chosen)
+        numeric, commands = self._cut(chosen, ends)
+        _lose_data(generator, numeric, commands)
+        entity = np.where(generator.random(batch) < _UNSEEN_CHANCE, UNSEEN_ENTITY, chosen + 1)
+        return _batch(generator, numeric, commands, entity, generator.integers(1, self._timesteps + 1, batch))
+
+    def _slots(self, chosen: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.array([self._series[index].slots[row] for index, row in zip(chosen, rows, strict=True)])
+
     def _cut(
-        self, chosen: NDArray[np.int64], last: NDArray[np.int64]
+        self, chosen: NDArray[np.int64], ends: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Cut the windows that end with these rows: numeric (B, C, L) and commands (B, K, L)."""
+        """Cut the windows that end at these slots: numeric (B, C, L) and commands (B, K, L)."""
         shape = self._series[0].numeric.shape[0], self._series[0].commands.shape[0]
-        numeric = np.full((len(chosen), shape[0], self._length), np.nan, np.float32)
-        commands = np.zeros((len(chosen), shape[1], self._length), np.float32)
-        for window, (index, row) in enumerate(zip(chosen, last, strict=True)):
+        numeric = np.full((len(chosen), shape[0], self.length), np.nan, np.float32)
+        commands = np.zeros((len(chosen), shape[1], self.length), np.float32)
+        for window, (index, end) in enumerate(zip(chosen, ends, strict=True)):
             series = self._series[index]
-            first_slot = series.slots[row] - self._length + 1
-            rows = slice(int(np.searchsorted(series.slots, first_slot)), int(row) + 1)
+            first_slot = end - self.length + 1
+            rows = slice(*np.searchsorted(series.slots, [first_slot, end + 1]))
             at = series.slots[rows] - first_slot
             numeric[window][:, at] = series.numeric[:, rows]
             commands[window][:, at] = series.commands[:, rows]

@@ -7,8 +7,15 @@ import torch
 from stream.errors import UsageError
 from stream.grid import Geometry
 from tests.unit.training.made_up import TINY, waves
-from training.presets import PRESETS, Preset
-from training.trainer import Progress, TrainedModel, learning_rate_share, train
+from training.fit import Fit, learning_rate_share
+from training.parallel import ALONE
+from training.presets import Preset
+from training.sampling import WindowSampler
+from training.scaling import measure_scaling
+from training.trainer import Progress, TrainedModel, train
+
+FRAMED = msgspec.structs.replace(TINY, hop_ratio=0.5)
+LEAN = msgspec.structs.replace(TINY, precision="bfloat16", recompute=True, layer="s4", learning_rate_course="constant")
 
 
 class PowerCutError(Exception):
@@ -51,18 +58,28 @@ def test_training_leaves_the_global_generator_alone() -> None:
     torch.testing.assert_close(torch.rand(3), wanted)
 
 
-@pytest.mark.parametrize("stop", [1, 20, 59])
-def test_an_interrupted_and_resumed_run_is_an_uninterrupted_one(tmp_path: Path, stop: int) -> None:
+@pytest.mark.parametrize(
+    ("stop", "train_steps", "preset"), [(1, 60, TINY), (59, 60, TINY), (11, 20, FRAMED), (3, 6, LEAN)]
+)
+def test_an_interrupted_and_resumed_run_is_an_uninterrupted_one(
+    tmp_path: Path, stop: int, train_steps: int, preset: Preset
+) -> None:
+    settings = {"preset": preset, "train_steps": train_steps}
+    saved: list[float] = []
+
     def interrupt(progress: Progress) -> None:
         if progress.train_step > stop:
             raise PowerCutError
+        saved.extend(progress.losses)
 
     with pytest.raises(PowerCutError):
-        fit(state_folder=tmp_path, on_progress=interrupt)
-    steps: list[int] = []
-    resumed = fit(state_folder=tmp_path, on_progress=lambda progress: steps.append(progress.train_step))
-    assert steps[0] == stop + 1
-    assert_same_weights(resumed, fit())
+        fit(**settings, state_folder=tmp_path, on_progress=interrupt)
+    seen: list[Progress] = []
+    resumed = fit(**settings, state_folder=tmp_path, on_progress=seen.append)
+    assert seen[0].train_step == stop + 1
+    uninterrupted: list[float] = []
+    assert_same_weights(resumed, fit(**settings, on_progress=lambda progress: uninterrupted.extend(progress.losses)))
+    assert saved + [loss for progress in seen for loss in progress.losses] == uninterrupted
 
 
 def test_a_finished_run_is_only_read_back(tmp_path: Path) -> None:
@@ -89,6 +106,31 @@ def test_the_time_budget_decides_the_number_of_train_steps() -> None:
     assert 1 <= short < long
 
 
+def test_reports_are_the_loss_curve() -> None:
+    seen: list[Progress] = []
+    fit(train_steps=75, on_progress=seen.append)
+    ends = [progress.train_step for progress in seen]
+    assert [len(progress.losses) for progress in seen] == [
+        end - begin for begin, end in zip([0, *ends], ends, strict=False)
+    ]
+    assert ends[-1] == 75
+    for progress in seen:
+        assert progress.loss == pytest.approx(sum(progress.losses) / len(progress.losses))
+
+
+def test_activations_computed_again_give_the_same_weights() -> None:
+    again = fit(train_steps=3, preset=msgspec.structs.replace(TINY, recompute=True))
+    assert_same_weights(again, fit(train_steps=3))
+
+
+def test_lower_precision_of_activations_learns_the_same() -> None:
+    full = fit(train_steps=40)
+    lower = fit(train_steps=40, preset=msgspec.structs.replace(TINY, precision="bfloat16"))
+    assert lower.training.metrics["validation"] == pytest.approx(full.training.metrics["validation"], abs=0.02)
+    assert not torch.equal(lower.weights["head.weight"], full.weights["head.weight"])
+    assert {tensor.dtype for tensor in lower.weights.values()} == {torch.float32}
+
+
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(UsageError, match="preset wants one of small, paper, got 'large'"):
         fit(preset="large")
@@ -103,16 +145,20 @@ def test_the_learning_rate_peaks_after_a_quarter_and_ends_at_nothing() -> None:
     assert learning_rate_share(1, 1) == 1
 
 
-@pytest.mark.parametrize(("length", "patch"), [(512, 4), (126, 3), (127, 1), (10, 2)])
-def test_the_patch_divides_the_window(length: int, patch: int) -> None:
-    preset: Preset = msgspec.structs.replace(PRESETS["small"], patch=4)
-    assert preset.denoiser(1, 0, 1, length).patch == patch
+@pytest.mark.parametrize(("course", "share"), [("warm_up", 1 / 25), ("constant", 1)])
+def test_the_first_train_step_moves_by_the_learning_rate_of_its_course(course: str, share: float) -> None:
+    """Adam's first train step moves a weight by the learning rate, whatever its gradient; the output begins at 0."""
+    plan = msgspec.structs.replace(TINY, learning_rate_course=course, weight_decay=0)
+    dataset = waves()
+    batches = WindowSampler(dataset, measure_scaling(dataset), plan.geometry, plan.timesteps)
+    fitted = Fit(plan.denoiser(2, 1, 2, plan.geometry.length), plan, batches, 0, ALONE, "cpu")
+    fitted.train_step(1, 100)
+    moved = fitted.denoiser.output.weight.abs().max()
+    assert moved.item() == pytest.approx(share * plan.learning_rate, rel=1e-3)
 
 
-def test_the_papers_preset_is_its_table_2() -> None:
-    paper = PRESETS["paper"]
-    assert (paper.layers, paper.width, paper.timesteps, paper.geometry.length) == (18, 512, 200, 2000)
-    assert (paper.batch, paper.epochs, paper.learning_rate, paper.patch) == (32, 800, 1e-3, 1)
+def test_the_learning_rate_is_the_same_all_the_time_where_asked() -> None:
+    assert {learning_rate_share(number, 400, "constant") for number in range(1, 401)} == {1}
 
 
 @pytest.mark.parametrize("geometry", [Geometry(length=24, hop=1, final_delay=4, slack=64), Geometry(length=1024)])
