@@ -24,10 +24,14 @@ class Volumes(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Rows by the thresholds that flag them. first: (n,) the highest threshold that flags a row; flagged: (K,) rows."""
+    """Rows by the thresholds that flag them.
+
+    first: (n,) the highest threshold that flags a row. flagged, in_events: (K,) rows that it flags, and labelled ones.
+    """
 
     first: NDArray[np.int64]
     flagged: NDArray[np.int64]
+    in_events: NDArray[np.int64]
 
 
 def volumes(labels: Flags, score: Scores, window: int = WINDOW, thresholds: int = THRESHOLDS) -> Volumes:
@@ -36,7 +40,7 @@ def volumes(labels: Flags, score: Scores, window: int = WINDOW, thresholds: int 
     Raises ValueError if the rows are of one class or a score is not finite.
     """
     check_ranking(labels, score)
-    ranking = _rank(score, thresholds)
+    ranking = _rank(labels, score, thresholds)
     areas = np.array([_areas(labels, ranking, length) for length in range(window + 1)])  # (W, 2)
     return Volumes(*areas.mean(0).tolist())
 
@@ -56,11 +60,12 @@ def buffered_labels(labels: Flags, window: int) -> Scores:
     return np.minimum(weights, 1)
 
 
-def _rank(score: Scores, thresholds: int) -> Ranking:
+def _rank(labels: Flags, score: Scores, thresholds: int) -> Ranking:
     descending = -np.sort(-score)
     levels = descending[np.linspace(0, len(score) - 1, thresholds).astype(np.int64)]  # (K,)
     first = np.searchsorted(-levels, -score)  # equal thresholds: the first of them
-    return Ranking(first, np.searchsorted(-descending, -levels, side="right"))
+    in_events = np.cumsum(np.bincount(first[labels], minlength=thresholds))
+    return Ranking(first, np.searchsorted(-descending, -levels, side="right"), in_events)
 
 
 def _areas(labels: Flags, ranking: Ranking, window: int) -> tuple[float, float]:
@@ -70,8 +75,9 @@ def _areas(labels: Flags, ranking: Ranking, window: int) -> tuple[float, float]:
     positive rate is multiplied by the share of events, buffers included, that were hit at all.
     """
     weights = buffered_labels(labels, window)
-    hits = _sum_flagged(weights, ranking)
-    in_buffers = _sum_flagged(np.where(labels, 0.0, weights), ranking)
+    buffers = np.flatnonzero((weights > 0) & ~labels)
+    in_buffers = np.cumsum(np.bincount(ranking.first[buffers], weights[buffers], len(ranking.flagged)))  # (K,)
+    hits = ranking.in_events + in_buffers
     positives = labels.sum() + in_buffers / 2
     existence = _share_of_events_hit(labels, ranking, window)
     tpr = np.minimum(hits / positives, 1) * existence  # (K,)
@@ -79,12 +85,6 @@ def _areas(labels: Flags, ranking: Ranking, window: int) -> tuple[float, float]:
     roc = np.trapezoid([0, *tpr, 1], [0, *fpr, 1])
     pr = np.diff(tpr, prepend=0) @ (hits / ranking.flagged)
     return float(roc), float(pr)
-
-
-def _sum_flagged(weights: Scores, ranking: Ranking) -> Scores:
-    """Return for each threshold the summed weight of the rows that it flags, (K,)."""
-    carrying = np.flatnonzero(weights)
-    return np.cumsum(np.bincount(ranking.first[carrying], weights[carrying], len(ranking.flagged)))
 
 
 def _share_of_events_hit(labels: Flags, ranking: Ranking, window: int) -> Scores:
