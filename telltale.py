@@ -229,18 +229,26 @@ def evaluate(
     frame_rows: Annotated[int, typer.Option(help="Rows of a frame, for the IOU of frames.", min=1)] = 100,
     seed: Seed = 0,
     json: JsonFile = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a report with plots, one file.", callback=_in_a_folder, dir_okay=False),
+    ] = None,
 ) -> None:
     """Measure scores against labels: honest figures first, adjusted ones beside a random score's."""
     from training.evaluation import evaluate_joined
     from training.evaluation_table import render
     from training.labelled_scores import join
 
-    series = join(scores, labels, with_channels=interpretation is not None)
+    series = join(scores, labels, with_channels=bool(html or interpretation))
     evaluation = evaluate_joined(
         series, scores, labels, seed, interpretation_path=interpretation, frame_rows=frame_rows
     )
     out.print(render(evaluation))
     _write_json(json, evaluation)
+    if html is not None:
+        from training.report import write_report
+
+        write_report(html, evaluation, series)
 
 
 @app.command()

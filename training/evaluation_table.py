@@ -18,6 +18,22 @@ _ENTITY_FIGURES = {
 }
 
 
+_SPOKEN = {
+    "roc": "ROC",
+    "auc": "AUC",
+    "vus": "VUS",
+    "pr": "PR",
+    "f1": "F1",
+    "f05": "F0.5",
+    "iou": "IOU",
+    "ndcg": "NDCG",
+    "rows": "(rows)",
+    "s": "(s)",
+    "100": "100 %",
+    "150": "150 %",
+}
+
+
 def render(evaluation: Evaluation) -> Group:
     """Lay the figures out for a terminal; one that no column has is left out."""
     summary = Table(title="Scores against labels", caption=caption(evaluation))
@@ -57,8 +73,8 @@ def figure_rows(evaluation: Evaluation) -> list[list[tuple[str, list[str]]]]:
 
 
 def spoken(name: str) -> str:
-    """Return a figure's name with spaces."""
-    return name.replace("_", " ")
+    """Return a figure's name as people write it."""
+    return " ".join(_SPOKEN.get(word, word) for word in name.split("_"))
 
 
 def cell(figure: float | None) -> str:
@@ -91,10 +107,10 @@ def _attribution_table(report: AttributionReport) -> Table:
 
 
 def _entity_table(entities: list[EntityEvaluation]) -> Table:
-    table = Table(title="Entities", box=SIMPLE_HEAD)
-    table.add_column("entity", no_wrap=True)
+    table = Table(title="Entities", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("entity", overflow="fold")
     for header in ("rows", "anomalous", *_ENTITY_FIGURES.values()):
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     for e in entities:
         cells = [cell(getattr(e.comparison.honest, name)) for name in _ENTITY_FIGURES]
         table.add_row(e.entity, str(e.rows), str(e.anomalous_rows), *cells)
