@@ -32,7 +32,7 @@ svg { display: block; width: 100%; height: auto; }
 svg text { font-family: system-ui, sans-serif !important; }
 @media (max-width: 40rem) {
   th, td { padding: .22rem .45rem; }
-  th:first-child { white-space: normal; max-width: 7.5rem; overflow-wrap: anywhere; } }
+  th:first-child { white-space: normal; min-width: 7rem; max-width: 9rem; overflow-wrap: break-word; } }
 .key { display: inline-block; width: .9em; height: .9em; vertical-align: -.1em; border-radius: 2px; }
 """
 
