@@ -5,7 +5,7 @@ import pytest
 
 from tests.unit.training.baselines.made_up import noisy, single, single_channel, training
 from training.baselines.cluster_balance import cluster_balance
-from training.baselines.kernel_methods import KernelPCA
+from training.baselines.kernel_methods import KernelPCA, kernel_width
 from training.baselines.localised_proximity import AverageLocalisedProximity
 from training.baselines.scaled_rows import SCALE_FLOOR, fit_scaler
 from training.baselines.simple import MedianDeviation, NearestNeighbour, PCAError
@@ -37,6 +37,15 @@ def test_a_whole_kernel_subspace_holds_its_training_windows() -> None:
     scorer = KernelPCA(components=400, plan=WindowPlan(most=None)).fit(own)
     assert scorer(own.series[0]).max() < 1e-6
     assert scorer(noisy("e-0", 100, 7)).min() > 1e-6
+
+
+def test_the_kernel_error_of_a_training_window_is_what_the_components_left_out_hold() -> None:
+    windows = np.random.default_rng(0).standard_normal((60, 3))
+    similarity = np.exp(-kernel_width(windows) * np.square(windows[:, None] - windows).sum(-1))
+    centring = np.eye(60) - 1 / 60
+    values, vectors = np.linalg.eigh(centring @ similarity @ centring)  # ascending
+    left_out = np.square(vectors[:, :-5]) @ values[:-5]
+    np.testing.assert_allclose(KernelPCA(components=5)._fit(windows, 0)(windows), left_out, rtol=1e-3)
 
 
 def test_a_known_window_has_its_nearest_neighbour_at_no_distance() -> None:
