@@ -1,7 +1,8 @@
 """Telemetry in Parquet: reads it, fingerprints it and says where live windows end. Knows no model; never imports torch.
 
 Columns: `entity` (text, optional), a time (`ts`: milliseconds or a timestamp type; or `t`: the row's number), an
-optional `label`, and channels: floating point columns are numeric, bool and uint8 columns are commands.
+optional `label`, and channels: floating point columns are numeric, bool and uint8 columns are commands. Null, NaN and
+what float32 can't hold are missing; of rows that share a slot the last one counts.
 """
 
 import hashlib
@@ -11,21 +12,37 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import structlog
 from numpy.typing import NDArray
 
 from detector.manifest import Channel
-from stream.contracts import check_entity
-from stream.errors import ContractError, UsageError
-from stream.grid import MAX_TS_MS, MIN_TS_MS
+from stream.errors import UsageError
+from training.parquet_columns import (
+    DATASET_EPOCH_MS,
+    KEYS,
+    ONLY_ENTITY,
+    read_channels,
+    read_entities,
+    read_labels,
+    read_table,
+    read_times,
+    read_values,
+)
 
-# Row t = 0 of a data set that only numbers its rows stands at 2026-01-01T00:00:00Z.
-DATASET_EPOCH_MS = 1_767_225_600_000
-DEFAULT_INTERVAL_MS = 1000
-ONLY_ENTITY = "all"
-_RESERVED = ("entity", "ts", "t", "label")
+__all__ = [
+    "DATASET_EPOCH_MS",
+    "ONLY_ENTITY",
+    "Dataset",
+    "Rows",
+    "Series",
+    "fingerprint",
+    "read_dataset",
+    "read_rows",
+    "warn_of_still_channels",
+    "window_ends",
+]
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 _log = structlog.get_logger(__name__)
 
@@ -79,36 +96,52 @@ def read_dataset(path: str | Path, *, interval_ms: int | None = None) -> Dataset
 
     Raises UsageError if the file can't be read as telemetry.
     """
-    table = _read_table(path)
+    table = read_table(path)
     if table.num_rows < 2:
         raise UsageError(f"{path}: wants at least 2 rows, got {table.num_rows}")
-    channels = _channels(table.schema, path)
-    code, names = _entities(table, path)
-    ts_ms, interval_ms = _times(table, path, code, interval_ms)
-    order = _order(code, ts_ms, path)
-    slots = (2 * ts_ms[order] + interval_ms) // (2 * interval_ms)  # as stream.grid.slot_of
-    keep = _last_of_slot(code[order], slots, path)
-    order, slots = order[keep], slots[keep]
-    values = np.empty((len(order), len(channels)), np.float32)
-    for column, channel in enumerate(channels):
-        values[:, column] = _float_column(table, channel.name)[order]
-    labels = _labels(table, path)
+    code, names = read_entities(table, path)
+    times = read_times(table, path, code, interval_ms)
+    channels = read_channels(table.schema, path)
+    order = np.lexsort((times.exact, code))
+    if (np.diff(order) != 1).any():
+        _log.warning("rows_sorted", path=str(path), reason="rows of an entity were apart or out of time order")
+    values, labels = _values(table, channels, order, path), read_labels(table, path)
     labels = None if labels is None else labels[order]
-    cuts = np.searchsorted(code[order], np.arange(len(names) + 1))
+    code, exact = code[order], times.exact[order]
+    slots = _slots(times.ts_ms[order], times.interval_ms)
+    keep = ~_repeated(code, exact, values, labels, order, path)
+    keep &= _last_of_slot(code, slots, keep, path)
+    code, slots, values, labels = code[keep], slots[keep], values[keep], None if labels is None else labels[keep]
+    _warn_of_distance(code, slots, times.interval_ms, path)
+    cuts = np.searchsorted(code, np.arange(len(names) + 1))
     series = [
         Series(name, slots[low:high], values[low:high], None if labels is None else labels[low:high])
         for name, low, high in zip(names, cuts[:-1], cuts[1:], strict=True)
     ]
-    return Dataset(channels, interval_ms, series)
+    return Dataset(channels, times.interval_ms, series)
 
 
 def read_rows(path: str | Path, *, interval_ms: int) -> Rows:
     """Return which entity and slot each row of a file belongs to, in the file's order. Errors as `read_dataset`."""
-    table = _read_table(path)
-    code, names = _entities(table, path)
-    ts_ms, _ = _times(table, path, code, interval_ms)
-    present = [name for name in ("entity", "ts", "t") if name in table.column_names]
-    return Rows(table.select(present), names, code, (2 * ts_ms + interval_ms) // (2 * interval_ms))
+    table = read_table(path, KEYS)
+    code, names = read_entities(table, path)
+    times = read_times(table, path, code, interval_ms)
+    return Rows(table, names, code, _slots(times.ts_ms, interval_ms))
+
+
+def warn_of_still_channels(dataset: Dataset, path: str | Path) -> None:
+    """Log which channels never change or were never sent: a model can say little of them."""
+    still, never = list[str](), list[str]()
+    for column, channel in enumerate(dataset.channels):
+        low, high = _range(np.concatenate([series.values[:, column] for series in dataset.series]))
+        if np.isnan(low):
+            never.append(channel.name)
+        elif low == high:
+            still.append(channel.name)
+    if still:
+        _log.warning("channels_never_change", path=str(path), channels=still)
+    if never:
+        _log.warning("channels_without_values", path=str(path), channels=never)
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -124,122 +157,92 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def window_ends(series: Series, hop: int) -> NDArray[np.int64]:
-    """Return the live window ends whose last `hop` slots cover the series; the last one may lie beyond its end."""
-    first, last = (int(slot) // hop for slot in (series.slots[0], series.slots[-1]))
-    return np.arange(first + 1, last + 2, dtype=np.int64) * hop - 1
+    """Return the live window ends whose last `hop` slots hold rows; the last one may lie beyond the series' end."""
+    return (np.unique(series.slots // hop) + 1) * hop - 1
 
 
-def _read_table(path: str | Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{path}: can't be read as Parquet: {error}") from error
+def _slots(ts_ms: NDArray[np.int64], interval_ms: int) -> NDArray[np.int64]:
+    return (2 * ts_ms + interval_ms) // (2 * interval_ms)  # as stream.grid.slot_of
 
 
-def _channels(schema: pa.Schema, path: str | Path) -> list[Channel]:
-    channels = []
-    for field in schema:
-        if field.name in _RESERVED:
-            continue
-        if pa.types.is_floating(field.type):
-            channels.append(Channel(field.name, "numeric"))
-        elif pa.types.is_boolean(field.type) or pa.types.is_uint8(field.type):
-            channels.append(Channel(field.name, "command"))
-        else:
-            raise UsageError(
-                f"{path}: column {field.name} is {field.type}; cast it to a float (numeric channel) or bool (command)"
-            )
-    if all(channel.kind == "command" for channel in channels):
-        raise UsageError(f"{path}: wants at least one numeric channel (a floating point column), got none")
-    return channels
+def _values(
+    table: pa.Table, channels: list[Channel], order: NDArray[np.int64], path: str | Path
+) -> NDArray[np.float32]:
+    """Return the rows' values in this order, (n, C_all)."""
+    values = np.empty((len(order), len(channels)), np.float32)
+    infinite, beyond_one = dict[str, int](), list[str]()
+    for column, channel in enumerate(channels):
+        own = read_values(table, channel.name)
+        lost = np.isinf(own)
+        own[lost] = np.nan
+        low, high = _range(own)
+        if lost.any():
+            infinite[channel.name] = int(lost.sum())
+        if channel.kind == "command" and high > 1:
+            beyond_one.append(channel.name)
+        if float(high) - float(low) > _FLOAT32_MAX:
+            raise UsageError(f"{path}: column {channel.name} spans {low:g} to {high:g}; bring it to a smaller unit")
+        values[:, column] = own[order]
+    if infinite:
+        _log.warning("infinite_values_are_missing", path=str(path), values=infinite)
+    if beyond_one:
+        _log.warning("commands_above_one_count_as_on", path=str(path), channels=beyond_one)
+    if np.isnan(values[:, [channel.kind == "numeric" for channel in channels]]).all():
+        raise UsageError(f"{path}: wants values, every numeric channel is missing in every row")
+    return values
 
 
-def _entities(table: pa.Table, path: str | Path) -> tuple[NDArray[np.int64], list[str]]:
-    """Return each row's entity as a number, and the names in order of first appearance."""
-    if "entity" not in table.column_names:
-        return np.zeros(table.num_rows, np.int64), [ONLY_ENTITY]
-    column = table["entity"]
-    if column.null_count:
-        raise UsageError(f"{path}: column entity wants a name in every row, {column.null_count} have none")
-    text = column.cast(pa.string())
-    unique = text.unique()
-    names = [str(name) for name in unique.to_pylist()]
-    try:
-        for name in names:
-            check_entity(name)
-    except ContractError as error:
-        raise UsageError(f"{path}: {error}") from error
-    return pc.index_in(text, value_set=unique).to_numpy().astype(np.int64), names
+def _range(values: NDArray[np.float32]) -> tuple[np.float32, np.float32]:
+    """Return the smallest and the largest value, NaN if there is none."""
+    return np.fmin.reduce(values), np.fmax.reduce(values)
 
 
-def _times(
-    table: pa.Table, path: str | Path, code: NDArray[np.int64], interval_ms: int | None
-) -> tuple[NDArray[np.int64], int]:
-    """Return each row's time stamp and the interval."""
-    if "ts" not in table.column_names and "t" not in table.column_names:
+def _repeated(
+    code: NDArray[np.int64],
+    exact: NDArray[np.int64],
+    values: NDArray[np.float32],
+    labels: NDArray[np.uint8] | None,
+    order: NDArray[np.int64],
+    path: str | Path,
+) -> NDArray[np.bool_]:
+    """Select rows that say the same as the next one, (n,); refuse those that have its time and say something else."""
+    again = np.flatnonzero((np.diff(code) == 0) & (np.diff(exact) == 0))
+    one, other = values[again], values[again + 1]
+    differ = ((one != other) & ~(np.isnan(one) & np.isnan(other))).any(1)
+    if labels is not None:
+        differ |= labels[again] != labels[again + 1]
+    if differ.any():
+        first = again[differ][0]
         raise UsageError(
-            f"{path}: wants a time column, ts (milliseconds or timestamps) or t (row numbers), got neither"
+            f"{path}: rows {order[first]} and {order[first + 1]} have the same entity and time, "
+            "but not the same values; keep one of them"
         )
-    if "ts" in table.column_names:
-        ts_ms = _integers(table, "ts", path)
-        interval_ms = interval_ms or _usual_distance(code, ts_ms, path)
-    else:
-        interval_ms = interval_ms or DEFAULT_INTERVAL_MS
-        ts_ms = DATASET_EPOCH_MS + _integers(table, "t", path) * interval_ms
-    if ts_ms.min() < MIN_TS_MS or ts_ms.max() >= MAX_TS_MS:
-        raise UsageError(
-            f"{path}: time stamps want milliseconds between 2000 and 2100, got {ts_ms.min()} to {ts_ms.max()}"
+    if len(again):
+        _log.warning("rows_repeated", path=str(path), dropped=len(again), reason="they say the same as another row")
+    repeated = np.zeros(len(code), np.bool_)
+    repeated[again] = True
+    return repeated
+
+
+def _last_of_slot(
+    code: NDArray[np.int64], slots: NDArray[np.int64], kept: NDArray[np.bool_], path: str | Path
+) -> NDArray[np.bool_]:
+    """Select the last row of every slot, which is the one a ring would hold; count those lost that were kept so far."""
+    last = np.append((np.diff(code) != 0) | (np.diff(slots) != 0), True)
+    dropped = int((kept & ~last).sum())
+    if dropped:
+        _log.warning("rows_share_slots", path=str(path), dropped=dropped)
+    return last
+
+
+def _warn_of_distance(code: NDArray[np.int64], slots: NDArray[np.int64], interval_ms: int, path: str | Path) -> None:
+    distance = np.diff(slots)[np.diff(code) == 0]
+    usual = float(np.median(distance)) if len(distance) else 1.0
+    if usual > 1:
+        _log.warning(
+            "rows_are_far_apart",
+            path=str(path),
+            interval_ms=interval_ms,
+            usual_distance_ms=usual * interval_ms,
+            reason="windows are mostly gaps; name the interval that the rows have",
         )
-    return ts_ms, interval_ms
-
-
-def _integers(table: pa.Table, name: str, path: str | Path) -> NDArray[np.int64]:
-    column = table[name]
-    if column.null_count:
-        raise UsageError(f"{path}: column {name} wants a time in every row, {column.null_count} have none")
-    if pa.types.is_timestamp(column.type):
-        column = pc.cast(column, pa.timestamp("ms", column.type.tz), safe=False)
-    elif not pa.types.is_integer(column.type):
-        raise UsageError(f"{path}: column {name} wants integers or timestamps, got {column.type}")
-    return np.asarray(column.cast(pa.int64()).to_numpy())
-
-
-def _usual_distance(code: NDArray[np.int64], ts_ms: NDArray[np.int64], path: str | Path) -> int:
-    order = np.lexsort((ts_ms, code))
-    distance = np.diff(ts_ms[order])[np.diff(code[order]) == 0]
-    distance = distance[distance > 0]
-    if not len(distance):
-        raise UsageError(f"{path}: the interval can't be told from one time per entity; name it")
-    return max(1, int(np.median(distance)))
-
-
-def _order(code: NDArray[np.int64], ts_ms: NDArray[np.int64], path: str | Path) -> NDArray[np.int64]:
-    """Return the row order by entity and time; refuse two rows of one entity and time."""
-    order = np.lexsort((ts_ms, code))
-    if (np.diff(order) != 1).any():
-        _log.warning("rows_sorted", path=str(path), reason="rows of an entity were apart or out of time order")
-    same = (np.diff(code[order]) == 0) & (np.diff(ts_ms[order]) == 0)
-    if same.any():
-        first, second = order[np.flatnonzero(same)[0]], order[np.flatnonzero(same)[0] + 1]
-        raise UsageError(f"{path}: rows {first} and {second} have the same entity and time; keep one of them")
-    return order
-
-
-def _last_of_slot(code: NDArray[np.int64], slots: NDArray[np.int64], path: str | Path) -> NDArray[np.bool_]:
-    """Select the last row of every slot, which is the one a ring would hold."""
-    keep = np.append((np.diff(code) != 0) | (np.diff(slots) != 0), True)
-    if not keep.all():
-        _log.warning("rows_share_slots", path=str(path), dropped=int((~keep).sum()))
-    return keep
-
-
-def _float_column(table: pa.Table, name: str) -> NDArray[np.float32]:
-    return np.asarray(table[name].cast(pa.float32(), safe=False).to_numpy())
-
-
-def _labels(table: pa.Table, path: str | Path) -> NDArray[np.uint8] | None:
-    if "label" not in table.column_names:
-        return None
-    if table["label"].null_count:
-        raise UsageError(f"{path}: column label wants 0 or 1 in every row, {table['label'].null_count} have none")
-    return np.asarray(table["label"].cast(pa.uint8()).to_numpy())

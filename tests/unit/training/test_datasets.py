@@ -111,7 +111,7 @@ def test_disordered_rows_are_sorted(tmp_path: Path, order: list[int]) -> None:
         ({"t": pa.array([0.0, 1.0, 2.0, 0.0, 1.0])}, "column t wants integers"),
         ({"entity": pa.array(["b", "b", None, "a", "a"])}, "wants a name in every row"),
         ({"entity": pa.array(["b", "b", "b", "a b", "a b"])}, "entity wants letters"),
-        ({"ts": pa.array([1, 2, 3, 1, 2])}, "milliseconds between 2000 and 2100"),
+        ({"ts": pa.array([1, 2, 3, 1, 2])}, "milliseconds since 1970 between 2000 and 2100"),
         ({"label": pa.array([0, 0, None, 0, 1], pa.uint8())}, "column label wants 0 or 1"),
     ],
 )
