@@ -160,7 +160,7 @@ def train(
     """Train a model and publish it as a new version."""
     from detector.models import choose_device
     from detector.registry import Registry, check_name
-    from training.datasets import read_dataset
+    from training.datasets import read_dataset, warn_of_still_channels
     from training.publish import train_and_publish
 
     settings = load_settings(registry=registry)
@@ -168,6 +168,7 @@ def train(
     dataset = read_dataset(data, interval_ms=_interval_ms(interval) or (family.interval_ms if family else None))
     if family is not None:
         _check_fits(family, dataset)
+    warn_of_still_channels(dataset, data)
     target = Registry(registry)
     with _bar(f"training {name}") as show:
 
@@ -202,6 +203,9 @@ def score(
             "--out", help="Parquet file to write, one row per row of the data.", callback=_in_a_folder, dir_okay=False
         ),
     ],
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Write every channel's residual and expected value too.")
+    ] = False,
 ) -> None:
     """Score recorded telemetry by the live path's own code."""
     from detector.models import choose_device
@@ -209,7 +213,11 @@ def score(
 
     loaded = load_model(model, choose_device(load_settings().worker.device))
     with _bar("scoring") as show:
-        unscored = score_file(data, loaded, output, lambda done, total: show(f"{done} of {total}", done, total))
+
+        def on_series(done: int, total: int) -> None:
+            show(f"{done} of {total}", done, total)
+
+        unscored = score_file(data, loaded, output, on_series, explain=explain)
     remark = f"; {unscored} rows have no value to score" if unscored else ""
     out.print(f"wrote {output}, scored by {loaded.manifest.name}@{loaded.manifest.version}{remark}", highlight=False)
 

@@ -41,7 +41,8 @@ class SeriesScores(NamedTuple):
     """Scores of the rows of one entity, (n,) each; score and p_value are NaN for a row that can't be scored.
 
     provisional: the score known at once. final: whether `score` had all the later slots it waits for; the last rows
-    of a series have the score of what there is.
+    of a series have the score of what there is. residual, expected: (n, C) of the numeric channels, of the window that
+    gave `score`, None unless asked for; residual is over scale, NaN where a value is missing, expected in raw units.
     """
 
     entity: str
@@ -50,15 +51,17 @@ class SeriesScores(NamedTuple):
     pred: NDArray[np.bool_]
     provisional: NDArray[np.float64]
     final: NDArray[np.bool_]
+    residual: NDArray[np.float32] | None = None
+    expected: NDArray[np.float32] | None = None
 
 
-def score_series(model: Model, series: Series) -> SeriesScores:
+def score_series(model: Model, series: Series, *, explain: bool = False) -> SeriesScores:
     """Score the rows of one entity as the live pipeline does.
 
     The rows behind the last live window get one window more; the last `final_delay` rows get the final score of a
-    series that ends there.
+    series that ends there. explain: fill `residual` and `expected` too.
     """
-    result = _empty(series)
+    result = _empty(series, len(model.numeric) if explain else None)
     moments = initial_moments(model.manifest, model.calibration(series.entity))
     cuts = cut_series(model.manifest.geometry, series)
     for start in range(0, len(cuts), _BATCH_WINDOWS):
@@ -68,10 +71,12 @@ def score_series(model: Model, series: Series) -> SeriesScores:
             moments = decision.moments
             for block in decision.blocks:
                 _put(result, series, block, known=True)
+                _explain(result, series, block, notice, view)
     last = msgspec.structs.replace(notice, final_delay=0, new_slots=notice.final_delay)
     for block in decide(model.manifest, model.numeric_names, last, view, moments).blocks:
         if block.stage == "final":
             _put(result, series, block, known=False)
+            _explain(result, series, block, last, view)
     return result
 
 
@@ -116,19 +121,28 @@ def _views(model: Model, series: Series, cuts: Sequence[Cut]) -> Iterator[Window
     return (WindowView(*window) for window in zip(*columns, strict=True))
 
 
-def _empty(series: Series) -> SeriesScores:
+def _empty(series: Series, channels: int | None) -> SeriesScores:
     rows = len(series.slots)
     nan = np.full(rows, np.nan)
     no = np.zeros(rows, dtype=bool)
-    return SeriesScores(series.entity, nan, nan.copy(), no, nan.copy(), no.copy())
+    scores = SeriesScores(series.entity, nan, nan.copy(), no, nan.copy(), no.copy())
+    if channels is None:
+        return scores
+    wide = np.full((rows, channels), np.nan, dtype=np.float32)
+    return scores._replace(residual=wide, expected=wide.copy())
+
+
+def _rows(series: Series, block: ScoreBlock) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the rows that a block's slots belong to, and which of the slots have a row, (slots,)."""
+    slots = np.arange(block.start_slot, block.start_slot + len(block.scores))
+    row = np.searchsorted(series.slots, slots).clip(max=len(series.slots) - 1)
+    present = series.slots[row] == slots
+    return row[present], present
 
 
 def _put(result: SeriesScores, series: Series, block: ScoreBlock, *, known: bool) -> None:
     """Enter a block's scores into the rows they belong to. known: whether a final score has all it waits for."""
-    slots = np.arange(block.start_slot, block.start_slot + len(block.scores))
-    row = np.searchsorted(series.slots, slots).clip(max=len(series.slots) - 1)
-    present = series.slots[row] == slots
-    row = row[present]
+    row, present = _rows(series, block)
     scores = np.array(block.scores, dtype=np.float64)[present]
     if block.stage == "provisional":
         result.provisional[row] = scores
@@ -137,3 +151,15 @@ def _put(result: SeriesScores, series: Series, block: ScoreBlock, *, known: bool
     result.p_value[row] = np.array(block.p_values, dtype=np.float64)[present]
     result.pred[row] = np.array(block.preds)[present]
     result.final[row] = known
+
+
+def _explain(result: SeriesScores, series: Series, block: ScoreBlock, notice: WindowNotice, view: WindowView) -> None:
+    """Enter what the window says of the channels into the rows whose score it makes final."""
+    if result.residual is None or result.expected is None or block.stage == "provisional":
+        return
+    row, _ = _rows(series, block)
+    position = series.slots[row] - (notice.end_slot - notice.length + 1)
+    row, position = row[position >= 0], position[position >= 0]
+    missing = np.isnan(view.values[:, position])
+    result.residual[row] = np.where(missing, np.float32(np.nan), view.residual[:, position]).T
+    result.expected[row] = view.expected[:, position].T

@@ -1,18 +1,25 @@
 """Scores a Parquet file with a published model: the live path's code, one row out for every row in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detector.models import Model, prove
-from detector.offline import SeriesScores, score_series
+from detector.offline import score_series
 from detector.registry import Registry
 from stream.errors import UsageError
-from training.datasets import Dataset, Rows, Series, read_dataset, read_rows
+from training.datasets import Dataset, Series, read_dataset, read_rows
+
+_NARROW = ("score", "p_value", "pred", "provisional", "final")
+_WIDE = ("residual", "expected")
+# Lists of so many rows are made at once: few enough for their copies to be small beside the data.
+_ROWS_PER_GROUP = 65_536
 
 
 def load_model(spec: str, device: str = "cpu") -> Model:
@@ -30,23 +37,34 @@ def load_model(spec: str, device: str = "cpu") -> Model:
 
 
 def score_file(
-    data: Path, model: Model, out: Path, on_series: Callable[[int, int], None] = lambda done, total: None
+    data: Path,
+    model: Model,
+    out: Path,
+    on_series: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    explain: bool = False,
 ) -> int:
     """Write scores of every row of `data` to `out` and return how many rows got none.
 
     Columns: entity and t or ts as in the data, score, p_value, pred, provisional, final (see `SeriesScores`); null
-    where a row has no value to score. Raises UsageError if the data lacks a channel of the model.
+    where a row has no value to score. explain: lists residual and expected too, by the numeric channels that the
+    metadata name under `channels`; residual is null where a value is missing. The metadata `final_delay` say how many
+    rows after its own a score is final. Raises UsageError if the data lacks a channel of the model.
     """
     manifest = model.manifest
     dataset = fit_dataset(read_dataset(data, interval_ms=manifest.interval_ms), model)
-    scored = []
-    for done, series in enumerate(dataset.series):
-        scored.append(score_series(model, series))
-        on_series(done + 1, len(dataset.series))
     rows = read_rows(data, interval_ms=manifest.interval_ms)
-    table = _table(rows, dataset, scored)
-    pq.write_table(table, out, compression="zstd")
-    return table.column("score").null_count
+    columns = _columns(len(rows.slots), len(model.numeric) if explain else None)
+    for number, series in enumerate(dataset.series):
+        own = np.flatnonzero(rows.code == number)
+        place = np.searchsorted(series.slots, rows.slots[own])
+        scores = score_series(model, series, explain=explain)
+        for name, values in columns.items():
+            values[own] = getattr(scores, name)[place]
+        on_series(number + 1, len(dataset.series))
+    metadata: dict[str, object] = {"final_delay": manifest.geometry.final_delay}
+    _write(out, rows.keys, columns, metadata | ({"channels": model.numeric_names} if explain else {}))
+    return int(np.isnan(columns["score"]).sum())
 
 
 def fit_dataset(dataset: Dataset, model: Model) -> Dataset:
@@ -54,31 +72,54 @@ def fit_dataset(dataset: Dataset, model: Model) -> Dataset:
     have = [(channel.name, channel.kind) for channel in dataset.channels]
     want = [(channel.name, channel.kind) for channel in model.manifest.channels]
     if sorted(have) != sorted(want):
-        odd = sorted(f"{name} ({kind})" for name, kind in set(have) ^ set(want))
-        raise UsageError(f"data and model {model.manifest.name} differ in channels: {', '.join(odd[:6])}")
+        missing = [f"{name} ({kind}) is missing" for name, kind in sorted(set(want) - set(have))]
+        unknown = [f"{name} ({kind}) is unknown" for name, kind in sorted(set(have) - set(want))]
+        raise UsageError(f"data and model {model.manifest.name} differ in channels: {_few(missing + unknown)}")
     order = [have.index(channel) for channel in want]
     series = [Series(s.entity, s.slots, s.values[:, order], s.labels) for s in dataset.series]
     return Dataset(model.manifest.channels, dataset.interval_ms, series)
 
 
-def _table(rows: Rows, dataset: Dataset, scored: list[SeriesScores]) -> pa.Table:
-    place = _places(rows, dataset)
-    columns = {
-        field: np.concatenate([getattr(one, field) for one in scored])[place]
-        for field in ("score", "p_value", "pred", "provisional", "final")
+def _few(texts: list[str], most: int = 6) -> str:
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def _columns(rows: int, channels: int | None) -> dict[str, NDArray[Any]]:
+    """Make room for the scores of all rows of a file, in its order."""
+    columns: dict[str, NDArray[Any]] = {
+        name: np.zeros(rows, bool) if name in ("pred", "final") else np.full(rows, np.nan) for name in _NARROW
     }
-    table = rows.keys
-    for name, values in columns.items():
-        table = table.append_column(name, pa.array(values, from_pandas=values.dtype.kind == "f"))
-    return table
+    if channels is not None:
+        columns |= {name: np.full((rows, channels), np.nan, np.float32) for name in _WIDE}
+    return columns
 
 
-def _places(rows: Rows, dataset: Dataset) -> NDArray[np.int64]:
-    """Return where each row's scores stand when those of all series follow each other, (n,)."""
-    place = np.empty(len(rows.code), dtype=np.int64)
-    start = 0
-    for code, series in enumerate(dataset.series):
-        own = np.flatnonzero(rows.code == code)
-        place[own] = start + np.searchsorted(series.slots, rows.slots[own])
-        start += len(series.slots)
-    return place
+def _write(out: Path, keys: pa.Table, columns: dict[str, NDArray[Any]], metadata: dict[str, object]) -> None:
+    types = {name: _arrow_type(values) for name, values in columns.items()}
+    schema = pa.schema([*keys.schema, *types.items()]).with_metadata(
+        {name: msgspec.json.encode(value) for name, value in metadata.items()}
+    )
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+        for group in _groups(keys, columns, schema):
+            writer.write_table(group)
+
+
+def _groups(keys: pa.Table, columns: dict[str, NDArray[Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    for start in range(0, keys.num_rows, _ROWS_PER_GROUP):
+        part = slice(start, start + _ROWS_PER_GROUP)
+        arrays = [_arrow_array(values[part]) for values in columns.values()]
+        yield pa.Table.from_arrays([*keys.slice(start, _ROWS_PER_GROUP).columns, *arrays], schema=schema)
+
+
+def _arrow_type(values: NDArray[Any]) -> pa.DataType:
+    plain = pa.from_numpy_dtype(values.dtype)
+    return plain if values.ndim == 1 else pa.list_(plain)
+
+
+def _arrow_array(values: NDArray[Any]) -> "pa.Array[Any]":
+    """Return values (n,) as they are and values (n, C) as lists, NaN as null."""
+    flat: pa.Array[Any] = pa.array(values.reshape(-1), from_pandas=values.dtype.kind == "f")
+    if values.ndim == 1:
+        return flat
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
