@@ -115,15 +115,14 @@ class Fit:
         generator = self._generator(number)
         if self._frames is None:
             return self._sampler.training(generator, self._plan.batch)
-        return self._sampler.framed(generator, self._frames[self._frame_order(number)])
+        return self._sampler.framed(generator, self._turn(self._frames, number))
 
-    def _frame_order(self, number: int) -> NDArray[np.int64]:
+    def _turn(self, frames: NDArray[np.int64], number: int) -> NDArray[np.int64]:
         """Return the frames of a train step; the last batch of an epoch is filled up with the epoch's first frames."""
-        assert self._frames is not None
         steps, batch = int(self.epoch_steps), self._plan.batch
-        epoch, step = divmod(number - 1, steps)
-        shuffled = np.random.default_rng([self._seed, epoch, steps]).permutation(len(self._frames))
-        return np.resize(shuffled, steps * batch)[step * batch : (step + 1) * batch]
+        epoch, place = divmod(number - 1, steps)
+        shuffled = np.random.default_rng([self._seed, epoch, steps]).permutation(len(frames))
+        return frames[np.resize(shuffled, steps * batch)[place * batch : (place + 1) * batch]]
 
     def _descend(self, batch: TrainingBatch) -> float:
         """Leave the whole batch's gradient in the parameters and return its loss: the paper's MSE (Eq. 3)."""
@@ -159,9 +158,9 @@ class Fit:
 
 def learning_rate_share(number: int, total: int, course: LearningRate = "warm_up") -> float:
     """Return the share of the full learning rate: up for a quarter of the run, then a cosine to zero (section 4.4)."""
-    peak = max(1, round(WARM_UP_SHARE * total))
     if course == "constant":
         return 1.0
+    peak = max(1, round(WARM_UP_SHARE * total))
     if number <= peak:
         return number / peak
     return 0.5 * (1 + math.cos(math.pi * (number - peak) / max(1, total - peak)))

@@ -28,7 +28,7 @@ class Ranks:
 
     def device(self, kind: str) -> str:
         """Return the device of this process: each has a GPU of its own."""
-        return f"cuda:{self.local_rank}" if kind == "cuda" and self.world_size > 1 else kind
+        return f"cuda:{self.local_rank}" if kind.startswith("cuda") and self.world_size > 1 else kind
 
     def part(self, batch: int) -> slice:
         """Return this process's windows of a batch."""
@@ -56,16 +56,17 @@ ALONE = Ranks()
 def joined(device: str) -> Iterator[Ranks]:
     """Join the processes that torchrun started with this one; without torchrun this one is `ALONE`.
 
-    device: kind of device, `cpu` or `cuda`. A process can join once.
+    device: as torch names it, cpu or cuda; of several GPUs each process takes its own. A process can join once.
     """
     rank, world_size, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if world_size <= 1:
         yield ALONE
         return
     ranks = Ranks(rank, world_size, local_rank)
-    if device == "cuda":
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
         torch.cuda.set_device(ranks.device(device))
-    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield ranks
     finally:

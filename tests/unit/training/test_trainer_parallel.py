@@ -118,7 +118,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_each_process_has_a_gpu_of_its_own() -> None:
-    assert [Ranks(3, 4, 1).device(kind) for kind in ("cpu", "cuda")] == ["cpu", "cuda:1"]
+    assert [Ranks(3, 4, 1).device(kind) for kind in ("cpu", "cuda", "cuda:0")] == ["cpu", "cuda:1", "cuda:1"]
     assert ALONE.device("cuda") == "cuda"
 
 
