@@ -161,7 +161,9 @@ def train(
     from detector.models import choose_device
     from detector.registry import Registry, check_name
     from training.datasets import read_dataset, warn_of_still_channels
-    from training.publish import train_and_publish
+    from training.parallel import joined
+    from training.publish import publish_trained
+    from training.trainer import train as fit
 
     settings = load_settings(registry=registry)
     family = next((family for family in settings.families if family.name == check_name(name)), None)
@@ -169,14 +171,13 @@ def train(
     if family is not None:
         _check_fits(family, dataset)
     warn_of_still_channels(dataset, data)
-    target = Registry(registry)
-    with _bar(f"training {name}") as show:
+    target, device = Registry(registry), choose_device(settings.worker.device)
+    with joined(device) as ranks, _bar(f"training {name}") as show:
 
         def on_progress(p: "Progress") -> None:
             show(f"loss {p.loss:.4f}", p.train_step, p.train_steps)
 
-        manifest = train_and_publish(
-            target,
+        trained = fit(
             dataset,
             name=name,
             preset=preset,
@@ -184,9 +185,13 @@ def train(
             seed=seed,
             geometry=family.geometry if family else None,
             state_folder=resume,
-            device=choose_device(settings.worker.device),
+            device=device,
+            ranks=ranks,
             on_progress=on_progress,
         )
+    if not ranks.leads:
+        return
+    manifest = publish_trained(target, trained, device=device)
     if promote:
         target.promote(name, manifest.version)
     out.print(f"{name}@{manifest.version}{' is now champion' if promote else ''}", highlight=False)

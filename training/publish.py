@@ -11,7 +11,7 @@ from detector.registry import Registry
 from stream.grid import Geometry
 from training.calibration import calibrate, golden_windows
 from training.datasets import Dataset
-from training.trainer import Progress, train
+from training.trainer import Progress, TrainedModel, train
 
 
 def train_and_publish(
@@ -45,7 +45,12 @@ def train_and_publish(
         device=device,
         on_progress=on_progress,
     )
+    return publish_trained(registry, trained, device=device)
+
+
+def publish_trained(registry: Registry, trained: TrainedModel, *, device: str = "cpu") -> Manifest:
+    """Calibrate a trained model, publish it as a new version and return its manifest."""
     manifest = calibrate(trained, device=device)
-    golden = golden_windows(Detector(manifest, trained.weights, device), dataset)
-    version = registry.publish(name, manifest, trained.weights, golden)
+    golden = golden_windows(Detector(manifest, trained.weights, device), trained.dataset)
+    version = registry.publish(trained.name, manifest, trained.weights, golden)
     return msgspec.structs.replace(manifest, version=version)
