@@ -249,7 +249,10 @@ BAD_DATA = {
     "whole numbers": (telemetry().append_column("x", pa.array([1] * 400)), "column x is int64"),
     "no entity's name": (telemetry().set_column(0, "entity", pa.nulls(400, pa.string())), "a name in every row"),
     "an odd entity": (telemetry(entities=("a b",)), "entity wants letters"),
-    "seconds": (timed(telemetry()).set_column(1, "ts", telemetry()["t"]), "wants milliseconds since 1970 between 2000 and 2100"),
+    "seconds": (
+        timed(telemetry()).set_column(1, "ts", telemetry()["t"]),
+        "wants milliseconds since 1970 between 2000 and 2100",
+    ),
 }
 
 
