@@ -5,6 +5,7 @@ service carries no torch.
 """
 
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from stream.settings import FamilySettings, Settings, load_settings
 
 if TYPE_CHECKING:
     from training.datasets import Dataset
+    from training.paper.lab import Lab
     from training.trainer import Progress
 
 app = typer.Typer(
@@ -34,9 +36,11 @@ app = typer.Typer(
 models_app = typer.Typer(help="The model registry.", no_args_is_help=True)
 config_app = typer.Typer(help="The settings in force.", no_args_is_help=True)
 bench_app = typer.Typer(help="Speed, measured on this machine.", no_args_is_help=True)
+paper_app = typer.Typer(help="The paper's experiments, its figures beside ours.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
+app.add_typer(paper_app, name="paper")
 
 out = Console(soft_wrap=True)
 
@@ -57,6 +61,16 @@ RegistryPath = Annotated[str, typer.Option(help="Folder or URL of the model regi
 Interval = Annotated[str | None, typer.Option(help="Distance of two rows, such as 1s; told from `ts` if left out.")]
 OtherRegistry = Annotated[str | None, typer.Option("--registry", help="Registry; the configured one if left out.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+DataFolder = Annotated[
+    Path,
+    typer.Option(help="Folder with SMAP_train.parquet, SMAP_test.parquet and so on.", exists=True, file_okay=False),
+]
+Scale = Annotated[str, typer.Option(help="quick (minutes on two cores) or full (the paper's preset, for a GPU).")]
+Families = Annotated[str, typer.Option(help="Data sets, separated by commas.")]
+TrainSteps = Annotated[int | None, typer.Option(help="Train steps of every network; the scale's if left out.", min=1)]
+PlotFile = Annotated[
+    Path | None, typer.Option("--plot", help="SVG file to write.", callback=_in_a_folder, dir_okay=False)
+]
 
 
 def main() -> None:
@@ -369,6 +383,117 @@ def bench_inference(json: JsonFile = None) -> None:
     from benchmarks.inference import run
 
     _write_json(json, run(out))
+
+
+@paper_app.command("table3")
+def paper_table3(
+    data: DataFolder,
+    scale: Scale = "quick",
+    families: Families = "SMAP,MSL,SMD",
+    train_steps: TrainSteps = None,
+    seed: Seed = 0,
+    json: JsonFile = None,
+) -> None:
+    """Table 3: every method under one protocol, beside random and honest figures."""
+    _paper("table3", _lab(data, scale, families, train_steps, seed), json)
+
+
+@paper_app.command("table4")
+def paper_table4(
+    data: DataFolder,
+    scale: Scale = "quick",
+    families: Families = "SMAP,MSL",
+    train_steps: TrainSteps = None,
+    seed: Seed = 0,
+    json: JsonFile = None,
+) -> None:
+    """Table 4: IOU of frames by smoothing kernel and size."""
+    _paper("table4", _lab(data, scale, families, train_steps, seed), json)
+
+
+@paper_app.command("table5")
+def paper_table5(
+    data: DataFolder, scale: Scale = "quick", train_steps: TrainSteps = None, seed: Seed = 0, json: JsonFile = None
+) -> None:
+    """Table 5: convergence, reconstruction and speed by number of layers."""
+    _paper("table5", _lab(data, scale, "SMAP", train_steps, seed), json)
+
+
+@paper_app.command("table6")
+def paper_table6(
+    data: DataFolder, scale: Scale = "quick", train_steps: TrainSteps = None, seed: Seed = 0, json: JsonFile = None
+) -> None:
+    """Table 6: S4 layers beside dilated convolutions alone."""
+    _paper("table6", _lab(data, scale, "SMAP", train_steps, seed), json)
+
+
+@paper_app.command("figure5")
+def paper_figure5(
+    data: DataFolder,
+    scale: Scale = "quick",
+    train_steps: TrainSteps = None,
+    seed: Seed = 0,
+    json: JsonFile = None,
+    plot: PlotFile = None,
+) -> None:
+    """Figure 5: loss curves with and without warm-up, and by number of layers."""
+    _paper("figure5", _lab(data, scale, "SMAP", train_steps, seed), json, plot)
+
+
+@paper_app.command("figure6")
+def paper_figure6(
+    data: DataFolder,
+    scale: Scale = "quick",
+    families: Families = "SMAP,MSL",
+    train_steps: TrainSteps = None,
+    seed: Seed = 0,
+    json: JsonFile = None,
+    plot: PlotFile = None,
+) -> None:
+    """Figure 6: ROC of the smoothed distance."""
+    _paper("figure6", _lab(data, scale, families, train_steps, seed), json, plot)
+
+
+@paper_app.command("all")
+def paper_all(
+    data: DataFolder,
+    folder: Annotated[Path, typer.Option(help="Folder for a JSON file of each, and the plots.", file_okay=False)],
+    scale: Scale = "quick",
+    families: Families = "SMAP,MSL,SMD",
+    train_steps: TrainSteps = None,
+    seed: Seed = 0,
+) -> None:
+    """Run all of them; networks that several need are trained once."""
+    from training.paper.experiments import run_all
+    from training.paper.outcome import render
+
+    for outcome in run_all(_lab(data, scale, families, train_steps, seed), folder, _command_line()):
+        out.print(render(outcome))
+
+
+def _lab(data: Path, scale: str, families: str, train_steps: int | None, seed: int) -> "Lab":
+    """Prepare the experiments; of training's log only warnings are told, since every line would be."""
+    from detector.models import choose_device
+    from training.paper.lab import open_lab
+
+    configure_logging(os.environ.get("TELLTALE_LOG_LEVEL", "warning"))
+    device = choose_device(load_settings().worker.device)
+    return open_lab(data, scale, families, train_steps, seed, device, lambda what: out.print(f"… {what}"))
+
+
+def _paper(name: str, lab: "Lab", json: Path | None, plot: Path | None = None) -> None:
+    from training.paper.experiments import run
+    from training.paper.outcome import render
+
+    outcome, record = run(name, lab, _command_line())
+    out.print(render(outcome))
+    _write_json(json, record)
+    if plot is not None and outcome.svg is not None:
+        plot.write_text(outcome.svg)
+
+
+def _command_line() -> str:
+    return shlex.join(["telltale", *sys.argv[1:]])
 
 
 def _serve(run: Callable[[Settings, threading.Event], None]) -> None:
