@@ -113,6 +113,10 @@ def open_lab(
     unknown = [family for family in chosen if family not in FAMILIES]
     if unknown:
         raise UsageError(f"families want some of {', '.join(FAMILIES)}, got {', '.join(unknown)!r}")
+    files = [f"{family}_{part}.parquet" for family in chosen for part in ("train", "test")]
+    missing = [name for name in files if not (data / name).is_file()]
+    if missing:
+        raise UsageError(f"{data} wants {', '.join(missing)}; leave families out with --families")
     sized = SCALES[scale].limited(train_steps)
     return Lab(data, sized, families=chosen, seed=seed, device=device, on_work=on_work)
 
