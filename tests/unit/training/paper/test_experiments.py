@@ -15,7 +15,9 @@ from training.paper.experiments import EXPERIMENTS, run, run_all
 from training.paper.figure6 import figure6
 from training.paper.lab import open_lab
 from training.paper.outcome import render
+from training.paper.published import TABLE4
 from training.paper.scale import SCALES
+from training.paper.table4 import table4
 from training.presets import PRESETS
 
 
@@ -33,7 +35,9 @@ def given_distances(data):
     """A lab that finds the distances made."""
     made = lab(data, families=("MSL",))
     rng = np.random.default_rng(0)
-    made._distances["MSL", True] = [rng.random(len(truth)) * 3**i + truth for i, truth in enumerate(made.labels("MSL"))]
+    made._distances["MSL", True] = [
+        rng.random(len(truth)) * 3**i + 9 * truth for i, truth in enumerate(made.labels("MSL"))
+    ]
     return made
 
 
@@ -60,6 +64,15 @@ def test_what_can_not_be_run_is_refused(data, tmp_path):
     (tmp_path / "MSL_test.parquet").symlink_to(data / "MSL_train.parquet")
     with pytest.raises(UsageError, match="label"):
         lab(tmp_path).test("MSL")
+
+
+def test_adjusting_never_costs_overlap(given_distances):
+    rows = table4(given_distances).figures
+    assert {(row.smoothing, row.size) for row in rows} == set(TABLE4)
+    assert {row.frame_rows for row in rows} == {100, TINY.detector.geometry.length}
+    for row in rows:
+        assert 0 <= row.random_iou <= row.adjusted_random_iou <= 1
+        assert row.random_iou < row.iou <= row.adjusted_iou <= 1  # the labelled stretches lie far off
 
 
 def test_one_maximum_changes_no_rank_and_one_of_each_entity_takes_its_units_away(given_distances):
