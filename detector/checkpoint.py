@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 from safetensors import SafetensorError
 
-from detector.manifest import SCHEMA_VERSION, DenoiserConfig, FileEntry, Manifest
+from detector.manifest import COMPANION_VIEWS, SCHEMA_VERSION, FileEntry, Manifest
 from detector.storage import read_file, write_folder
 from stream.errors import CheckpointError
 
@@ -35,8 +35,8 @@ MAX_DIMENSION = 65_536
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-# The configured network's state dict. Only names, shapes and dtypes are read, so it may live on the meta device.
-NetworkLayout = Callable[[DenoiserConfig], Mapping[str, "Tensor"]]
+# The tensors a manifest wants. Only names, shapes and dtypes are read, so they may live on the meta device.
+WeightsLayout = Callable[[Manifest], Mapping[str, "Tensor"]]
 # Scores windows, given as entities, end slots (B,) and raw values (B, C, L): provisional and final, each (B, L).
 GoldenScore = Callable[
     [Sequence[str], NDArray[np.int64], NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -83,7 +83,7 @@ def write_bundle(
     return manifest
 
 
-def read_bundle(filesystem: fs.FileSystem, path: str, layout: NetworkLayout) -> Bundle:
+def read_bundle(filesystem: fs.FileSystem, path: str, layout: WeightsLayout) -> Bundle:
     """Read a bundle, trusting nothing; raise CheckpointError with the first thing that is wrong.
 
     1. manifest: there, not too large, JSON of a known schema version, consistent in itself
@@ -94,7 +94,7 @@ def read_bundle(filesystem: fs.FileSystem, path: str, layout: NetworkLayout) -> 
     manifest = read_manifest(filesystem, path)
     contents = {name: _read_verified(filesystem, f"{path}/{name}", entry) for name, entry in manifest.files.items()}
     weights = _decode_weights(contents[WEIGHTS])
-    _check_layout(weights, layout(manifest.denoiser))
+    _check_layout(weights, layout(manifest))
     _check_finite(weights)
     golden = _decode_golden(contents[GOLDEN])
     _check_golden(golden, manifest)
@@ -260,6 +260,9 @@ def _ranges(manifest: Manifest) -> Iterator[tuple[str, int, int, int]]:
     yield "number of scoring.starts", len(manifest.scoring.starts), 1, config.timesteps
     for start in manifest.scoring.starts:
         yield "scoring.starts", start, 1, config.timesteps
+    if manifest.companions:
+        for field in ("lags", "window", "windows"):
+            yield f"companions.{field}", getattr(manifest.companions, field), 1, MAX_DIMENSION
     for entity in (manifest.unseen, *manifest.entities):
         yield f"index of {entity.name}", entity.index, 0, config.entities
 
@@ -267,6 +270,7 @@ def _ranges(manifest: Manifest) -> Iterator[tuple[str, int, int, int]]:
 def _lengths(manifest: Manifest) -> Iterator[tuple[str, int, int]]:
     """Yield what has a length, the one it has, and the one that the configuration wants."""
     config, kinds = manifest.denoiser, [channel.kind for channel in manifest.channels]
+    companions = COMPANION_VIEWS if manifest.companions else 0
     yield "channels: numeric", kinds.count("numeric"), config.numeric
     yield "channels: command", kinds.count("command"), config.commands
     yield "provisional_tail", len(manifest.provisional_tail.values), len(manifest.provisional_tail.levels)
@@ -274,9 +278,11 @@ def _lengths(manifest: Manifest) -> Iterator[tuple[str, int, int]]:
     for entity in (manifest.unseen, *manifest.entities):
         yield f"minimum of {entity.name}", len(entity.minimum), config.numeric
         yield f"maximum of {entity.name}", len(entity.maximum), config.numeric
-        yield f"residual_scale of {entity.name}", len(entity.residual_scale), len(manifest.scoring.starts)
+        yield f"residual_scale of {entity.name}", len(entity.residual_scale), len(manifest.scoring.starts) + companions
         for row in entity.residual_scale:
             yield f"residual_scale of {entity.name}, one start,", len(row), config.numeric
+        yield f"provisional_levels of {entity.name}", len(entity.provisional_levels), 1 + companions
+        yield f"final_levels of {entity.name}", len(entity.final_levels), 1 + companions
 
 
 def _check_layout(weights: Mapping[str, "Tensor"], wanted: Mapping[str, "Tensor"]) -> None:

@@ -6,25 +6,27 @@ What a window gets does not depend on the other windows of its batch. `Detector.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detector.companions import PREFIX, Companions
 from detector.denoiser import Denoiser
 from detector.diffusion import NoiseSchedule, ddim
-from detector.manifest import EntityCalibration, Manifest
+from detector.entity_table import EntityTable
+from detector.manifest import Manifest
 from detector.noise import slot_noise
-from detector.scoring import average_residual, smooth, smoothing_weights, top_channels
+from detector.scoring import smooth, smoothing_weights, top_channels
+from stream.contracts import Stage
 
 # The network sees at most this many scaled units; training data lies within 1. What it is compared with is the true
 # value, so a larger deviation always gives a larger residual.
 INPUT_LIMIT = 3.0
 # Normal values fill [-1, 1], so nothing beyond is ever expected (the clipping of x0 in Ho et al.'s sampler).
 EXPECTED_LIMIT = 1.0
-# Far beyond any sensor, yet its residual stays finite in float32 when it is divided by scale and summed over a window.
-VALUE_LIMIT = 1e9
 # Network runs in one pass (windows times starts): few enough for activations to stay in a core's cache.
 RUNS_PER_PASS = 48
 # Mean plus standard deviation of |e| for normal e of standard deviation 1: sqrt(2 / pi) + sqrt(1 - 2 / pi).
@@ -48,8 +50,9 @@ class WindowScores:
     """What the detector says of windows, float32. NaN scores mark slots without any present numeric channel.
 
     provisional, final: (B, L); final is final only for slots whose `final_delay` later slots are inside the window.
-    residual: (B, C, L), over scale and averaged over starts, 0 where missing. expected: (B, C, L), raw units.
-    band: (B, C, L), raw units, half-width of the normal band around expected. C: numeric channels only.
+    residual: (B, C, L), over scale and level, of the view that finds a value oddest, 0 where missing.
+    expected: (B, C, L), raw units, what that view expected. band: (B, C, L), raw units, half-width of the normal band
+    around it. C: numeric channels only.
     """
 
     provisional: NDArray[np.float32]
@@ -75,6 +78,22 @@ class Inputs:
         return self.x.clamp(-INPUT_LIMIT, INPUT_LIMIT)
 
 
+class _Views(NamedTuple):
+    """What every start and companion says of windows: |x - expected| and expected, (V, B, C, L), scaled units."""
+
+    inputs: Inputs
+    residual: Tensor
+    expected: Tensor
+
+
+class _Groups(NamedTuple):
+    """Views on their own scale, those of all starts as one: (G, B, C, L). width: half-width of the normal band."""
+
+    residual: Tensor
+    expected: Tensor
+    width: Tensor
+
+
 class Detector:
     """A checkpoint in memory, ready to score windows of `manifest.geometry.length` slots."""
 
@@ -84,18 +103,21 @@ class Detector:
         self.device = torch.device(device)
         config = manifest.denoiser
         self.denoiser = Denoiser(config)
-        self.denoiser.load_state_dict(weights)
+        self.denoiser.load_state_dict({name: w for name, w in weights.items() if not name.startswith(PREFIX)})
         self.denoiser.to(self.device).eval()
+        self.companions = _companions(manifest, weights, self.device)
         self.denoiser.prepare(manifest.geometry.length)
         self.schedule = NoiseSchedule(config.timesteps, config.beta_first, config.beta_last).to(self.device)
-        self._calibration = CalibrationTable(manifest, self.device)
+        self._calibration = EntityTable(manifest, self.device)
         kinds = [channel.kind for channel in manifest.channels]
         self._numeric = [i for i, kind in enumerate(kinds) if kind == "numeric"]
         self._commands = [i for i, kind in enumerate(kinds) if kind == "command"]
         self._starts = torch.tensor(manifest.scoring.starts, device=self.device)
         length, delay = manifest.geometry.length, manifest.geometry.final_delay
-        self._provisional = smoothing_weights(manifest.scoring, length, 0).to(self.device)
-        self._final = smoothing_weights(manifest.scoring, length, delay).to(self.device)
+        self._smoothing: dict[Stage, Tensor] = {
+            "provisional": smoothing_weights(manifest.scoring, length, 0).to(self.device),
+            "final": smoothing_weights(manifest.scoring, length, delay).to(self.device),
+        }
 
     def score(self, windows: WindowBatch) -> WindowScores:
         """Score windows; see `WindowScores`. Raises ValueError on a wrong shape, FloatingPointError on a NaN score."""
@@ -119,9 +141,38 @@ class Detector:
         return x.cpu().numpy(), expected.cpu().numpy()
 
     @torch.inference_mode()
+    def training_residuals(self, windows: WindowBatch) -> NDArray[np.float32]:
+        """Return |x - expected| of every start and companion in scaled units, (V, B, C, L), NaN where missing.
+
+        For windows of the training data, to calibrate on: what a companion remembers of them doesn't count.
+        """
+        parts = self._training_views(windows)
+        return torch.cat([p.residual.where(p.inputs.valid, torch.nan) for p in parts], 1).cpu().numpy()
+
+    @torch.inference_mode()
+    def training_scores(self, windows: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return provisional and final scores by group before they are put on their levels, each (G, B, L)."""
+        parts = [self._smoothed(p.inputs, self._groups(p).residual) for p in self._training_views(windows)]
+        provisional, final = (
+            torch.cat([part[stage] for part in parts], 1).cpu().numpy() for stage in ("provisional", "final")
+        )
+        return provisional, final
+
+    def _training_views(self, windows: WindowBatch) -> list[_Views]:
+        self._check(windows)
+        chunk = max(1, RUNS_PER_PASS // len(self._starts))
+        slots = torch.arange(1 - self.manifest.geometry.length, 1, device=self.device)
+        return [
+            self._views(
+                self._inputs(part), self._reconstruct, torch.from_numpy(part.end_slots).to(self.device)[:, None] + slots
+            )
+            for part in _chunks(windows, chunk)
+        ]
+
+    @torch.inference_mode()
     def _score(self, windows: WindowBatch, chunk: int, reconstruct: Callable[[Inputs], Tensor]) -> WindowScores:
         self._check(windows)
-        parts = [self._score_part(part, reconstruct) for part in _chunks(windows, chunk)]
+        parts = [self._scores(self._views(self._inputs(part), reconstruct)) for part in _chunks(windows, chunk)]
         if not parts:
             return self._nothing()
         scores = WindowScores(*(torch.cat(field).cpu().numpy() for field in zip(*parts, strict=True)))
@@ -187,70 +238,65 @@ class Detector:
             found.append(ddim(self.schedule, denoise, x_t, timestep, self.manifest.scoring.sampler_steps))
         return torch.stack(found).clamp(-EXPECTED_LIMIT, EXPECTED_LIMIT)
 
-    def _score_part(self, windows: WindowBatch, reconstruct: Callable[[Inputs], Tensor]) -> tuple[Tensor, ...]:
-        inputs = self._inputs(windows)
+    def _views(
+        self, inputs: Inputs, reconstruct: Callable[[Inputs], Tensor], own_slots: Tensor | None = None
+    ) -> _Views:
+        """Compare the windows with what every start and every companion expects of them."""
         expected = reconstruct(inputs)  # (S, B, C, L)
-        scale = self._calibration.residual_scale[:, inputs.row]  # (S, B, C)
-        residual = average_residual(inputs.x, expected, scale) * inputs.valid  # (B, C, L)
-        combined = top_channels(residual, inputs.valid, self.manifest.scoring.top_channels)  # (B, L)
-        present = inputs.valid.any(1)
-        provisional, final = (smooth(combined, present, weights) for weights in (self._provisional, self._final))
-        band = self._band(expected, scale)
-        to_raw = self._calibration
-        return (
-            provisional,
-            final,
-            residual,
-            to_raw.raw(expected.mean(0), inputs.row),
-            to_raw.raw_width(band, inputs.row),
+        residual = (inputs.x - expected).abs()
+        if self.companions is not None:
+            distance, elsewhere = self.companions(inputs.x, inputs.valid, inputs.row, own_slots)
+            residual, expected = torch.cat([residual, distance]), torch.cat([expected, elsewhere])
+        return _Views(inputs, residual, expected)
+
+    def _groups(self, views: _Views) -> _Groups:
+        """Put every view on its own scale and average those of the starts: G is 1 and the number of companions."""
+        scale, starts = self._calibration.residual_scale[:, views.inputs.row], len(self._starts)  # (V, B, C)
+        relative = views.residual / scale[..., None] * views.inputs.valid
+        usual = scale[..., None] / _SCALE_PER_SIGMA
+        spread = views.expected[:starts].var(0, correction=0)
+        width = torch.cat(
+            [(usual[:starts].mean(0).square() + spread).sqrt()[None], usual[starts:].expand_as(relative[starts:])]
+        )
+        return _Groups(
+            _mean_of_first(relative, starts),
+            _mean_of_first(views.expected, starts),
+            self.manifest.scoring.sigmas * width,
         )
 
-    def _band(self, expected: Tensor, scale: Tensor) -> Tensor:
-        """Combine the usual residual with the spread over starts: half-width (B, C, L), scaled units."""
-        usual = scale.mean(0)[..., None] / _SCALE_PER_SIGMA
-        spread = expected.var(0, correction=0)
-        return self.manifest.scoring.sigmas * (usual.square() + spread).sqrt()
+    def _smoothed(self, inputs: Inputs, residual: Tensor) -> dict[Stage, Tensor]:
+        """Combine channels and smooth (eq. 5): one score a group, (G, B, L)."""
+        scoring, present = self.manifest.scoring, inputs.valid.any(1)
+        combined = torch.stack([top_channels(group, inputs.valid, scoring.top_channels) for group in residual])
+        return {
+            stage: smooth(combined, present, weights, scoring.smoothing_power)
+            for stage, weights in self._smoothing.items()
+        }
+
+    def _scores(self, views: _Views) -> tuple[Tensor, ...]:
+        inputs, groups, table = views.inputs, self._groups(views), self._calibration
+        score = {
+            stage: (smoothed / table.levels(stage, inputs.row)[..., None]).amax(0)  # (B, L)
+            for stage, smoothed in self._smoothed(inputs, groups.residual).items()
+        }
+        relative = groups.residual / table.levels("final", inputs.row)[..., None, None]
+        residual, oddest = relative.max(0, keepdim=True)
+        expected, width = (each.gather(0, oddest)[0] for each in (groups.expected, groups.width))
+        raw = table.raw(expected, inputs.row), table.raw_width(width, inputs.row)
+        return (score["provisional"], score["final"], residual[0], *raw)
 
 
-class CalibrationTable:
-    """The entities' calibrations as tensors, row 0 for entities that training never saw."""
-
-    def __init__(self, manifest: Manifest, device: torch.device) -> None:
-        """Stack the calibrations of the manifest."""
-        entries = [manifest.unseen, *manifest.entities]
-        self._row_of = {entry.name: row for row, entry in enumerate(entries) if row}
-        self._device = device
-        self.index = torch.tensor([entry.index for entry in entries], device=device)  # (E + 1,)
-        self.residual_scale = _stack(entries, lambda entry: entry.residual_scale, device).transpose(
-            0, 1
-        )  # (S, E + 1, C)
-        self.minimum = _stack(entries, lambda entry: entry.minimum, device)[..., None]  # (E + 1, C, 1)
-        self.half_range = (_stack(entries, lambda entry: entry.maximum, device)[..., None] - self.minimum) / 2
-
-    def rows(self, entities: Sequence[str]) -> Tensor:
-        """Look the entities up, (B,)."""
-        return torch.tensor(
-            [self._row_of.get(entity, 0) for entity in entities], dtype=torch.int64, device=self._device
-        )
-
-    def scale_values(self, values: Tensor, row: Tensor) -> Tensor:
-        """Map raw values (B, C, L) so that the training range becomes [-1, 1]; infinities become VALUE_LIMIT."""
-        scaled = (values - self.minimum[row]) / self.half_range[row] - 1
-        return scaled.clamp(-VALUE_LIMIT, VALUE_LIMIT)
-
-    def raw(self, scaled: Tensor, row: Tensor) -> Tensor:
-        """Undo `scale_values`."""
-        return (scaled + 1) * self.half_range[row] + self.minimum[row]
-
-    def raw_width(self, scaled: Tensor, row: Tensor) -> Tensor:
-        """Map a difference of scaled values to raw units."""
-        return scaled * self.half_range[row]
+def _mean_of_first(views: Tensor, count: int) -> Tensor:
+    """Average the first views (V, ...) into one and leave the others: (V - count + 1, ...)."""
+    return torch.cat([views[:count].mean(0, keepdim=True), views[count:]])
 
 
-def _stack(
-    entries: Sequence[EntityCalibration], field: Callable[[EntityCalibration], object], device: torch.device
-) -> Tensor:
-    return torch.tensor([field(entry) for entry in entries], dtype=torch.float32, device=device)
+def _companions(manifest: Manifest, weights: dict[str, Tensor], device: torch.device) -> Companions | None:
+    if manifest.companions is None:
+        return None
+    companions = Companions(manifest.companions, manifest.denoiser.numeric, manifest.denoiser.entities)
+    companions.load_state_dict({name.removeprefix(PREFIX): w for name, w in weights.items() if name.startswith(PREFIX)})
+    return companions.to(device)
 
 
 def _chunks(windows: WindowBatch, size: int) -> list[WindowBatch]:

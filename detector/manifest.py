@@ -8,6 +8,8 @@ import msgspec
 from stream.grid import Geometry
 
 SCHEMA_VERSION: Literal[1] = 1
+# What stands beside the reconstruction, where companions are configured: prediction and nearest window.
+COMPANION_VIEWS = 2
 
 
 class Channel(msgspec.Struct, frozen=True):
@@ -47,33 +49,50 @@ class ScoringConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How residuals become a score.
 
     starts: start timesteps whose reconstructions are averaged. sampler_steps: network calls from each start.
-    smoothing: kernel of eq. 5 and its size in slots (odd). top_channels: the score averages so many most deviating
-    channels. noise_seed: seed of the per-slot noise. sigmas: the threshold lies so many deviations above the mean.
+    smoothing: kernel of eq. 5 and its size in slots (odd). smoothing_power: power of the residuals of which the kernel
+    takes the mean, and then the root: 1 as in the paper, 2 for root mean square. top_channels: the score averages so
+    many most deviating channels. noise_seed: seed of the per-slot noise. sigmas: half-width of the band around what is
+    expected, in deviations.
     """
 
     starts: tuple[int, ...] = (5, 20, 60)
     sampler_steps: int = 1
     smoothing: Literal["hanning", "hamming", "bartlett"] = "hanning"
     smoothing_size: int = 201
+    smoothing_power: int = 1
     top_channels: int = 5
     noise_seed: int = 0
     sigmas: float = 3.0
+
+
+class CompanionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The views beside the reconstruction: how far a prediction looks back, and the training windows kept an entity.
+
+    lags: slots before the predicted one. window: W, slots of a training window. windows: M, how many are kept.
+    """
+
+    lags: int = 60
+    window: int = 25
+    windows: int = 1000
 
 
 class DecisionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How scores become alerts.
 
     final_sigmas: a final score so many deviations above the mean of the entity's scores so far is anomalous (the
-    three-sigma rule). provisional_sigmas: the same for a provisional score, which rests on less. limit_sigmas: more
-    deviations than these count as these for mean and deviation. memory: slots of scores that both remember.
-    resolve_after: normal slots that end an episode.
+    three-sigma rule, with another number). provisional_sigmas: the same for a provisional score, which rests on less.
+    limit_sigmas: more deviations than these count as these for mean and deviation. memory: slots of scores that both
+    remember. resolve_after: normal slots that end an episode. learning: scored slots of an entity before any is called
+    anomalous. adapt_after: an alarm of more scored slots than these is the new normal level; 0 keeps alarming.
     """
 
-    final_sigmas: float = 3.0
+    final_sigmas: float = 4.0
     provisional_sigmas: float = 6.0
     limit_sigmas: float = 12.0
     memory: int = 2000
     resolve_after: int = 50
+    learning: int = 512
+    adapt_after: int = 512
 
 
 class Moments(msgspec.Struct, frozen=True):
@@ -94,7 +113,8 @@ class EntityCalibration(msgspec.Struct, frozen=True, kw_only=True):
 
     index: row of the entity embedding (0 for the entry of unseen entities). minimum, maximum: (C,) of the training
     values, mapped to [-1, 1]. residual_scale: (S, C), mean + standard deviation of |x - x_hat| in scaled units for
-    each start timestep. provisional, final: moments of the two scores on training data.
+    each start timestep, then for each companion. provisional_levels, final_levels: what counts as 1 in the smoothed
+    score of the reconstruction and of each companion. provisional, final: moments of the two scores on training data.
     """
 
     name: str
@@ -102,6 +122,8 @@ class EntityCalibration(msgspec.Struct, frozen=True, kw_only=True):
     minimum: list[float]
     maximum: list[float]
     residual_scale: list[list[float]]
+    provisional_levels: tuple[float, ...] = (1.0,)
+    final_levels: tuple[float, ...] = (1.0,)
     provisional: Moments
     final: Moments
 
@@ -148,6 +170,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     channels: list[Channel]
     denoiser: DenoiserConfig
     scoring: ScoringConfig
+    companions: CompanionConfig | None = None
     decision: DecisionConfig = DecisionConfig()
     entities: list[EntityCalibration]
     unseen: EntityCalibration

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import msgspec
 from pyarrow import ArrowInvalid, fs
 
-from detector.checkpoint import MANIFEST, Bundle, Golden, NetworkLayout, read_bundle, read_manifest, write_bundle
-from detector.manifest import DenoiserConfig, Manifest
+from detector.checkpoint import MANIFEST, Bundle, Golden, WeightsLayout, read_bundle, read_manifest, write_bundle
+from detector.manifest import Manifest
 from detector.storage import read_file, replace_file
 from stream.errors import CheckpointError, TransientError, UsageError
 
@@ -52,14 +52,20 @@ class AliasRecord(msgspec.Struct, frozen=True, kw_only=True):
     previous: list[Pointed] = []
 
 
-def denoiser_layout(config: DenoiserConfig) -> Mapping[str, "Tensor"]:
-    """Return the denoiser's state dict without its values: names, shapes and dtypes on the meta device."""
+def weights_layout(manifest: Manifest) -> Mapping[str, "Tensor"]:
+    """Return a checkpoint's tensors without their values: names, shapes and dtypes on the meta device."""
     import torch
 
+    from detector.companions import PREFIX, Companions
     from detector.denoiser import Denoiser
 
+    config = manifest.denoiser
     with torch.device("meta"):
-        return Denoiser(config).state_dict()
+        wanted = Denoiser(config).state_dict()
+        if manifest.companions:
+            companions = Companions(manifest.companions, config.numeric, config.entities)
+            wanted |= {f"{PREFIX}{name}": tensor for name, tensor in companions.state_dict().items()}
+    return wanted
 
 
 class Registry:
@@ -72,7 +78,7 @@ class Registry:
         self,
         url: str | Path,
         *,
-        layout: NetworkLayout = denoiser_layout,
+        layout: WeightsLayout = weights_layout,
         filesystem: fs.FileSystem | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:

@@ -19,14 +19,6 @@ SMOOTHING: dict[str, Callable[[int], NDArray[np.float64]]] = {
 }
 
 
-def average_residual(x: Tensor, expected: Tensor, scale: Tensor) -> Tensor:
-    """Return |x - expected| over scale, averaged over starts: (B, C, L).
-
-    x: (B, C, L). expected: (S, B, C, L). scale: (S, B, C), all in scaled units.
-    """
-    return ((x - expected).abs() / scale[..., None]).mean(0)
-
-
 def top_channels(residual: Tensor, valid: Tensor, count: int) -> Tensor:
     """Average the `count` largest residuals of a slot's present channels, or all where fewer are present.
 
@@ -49,7 +41,13 @@ def smoothing_weights(config: ScoringConfig, length: int, lookahead: int) -> Ten
     return kernel[(lag + reach).clamp(0, 2 * reach)] * inside
 
 
-def smooth(residual: Tensor, present: Tensor, weights: Tensor) -> Tensor:
-    """Average residuals (B, L) by weight over present slots; NaN where the slot itself is absent."""
-    total = (residual * present) @ weights
-    return (total / (present.float() @ weights)).where(present, torch.nan)
+def smooth(residual: Tensor, present: Tensor, weights: Tensor, power: int = 1) -> Tensor:
+    """Average residuals (..., B, L) by weight over present slots (B, L); NaN where the slot itself is absent.
+
+    power: of which the mean is taken; its root comes back. Residuals are scaled by the largest first, so that no power
+    of them overflows.
+    """
+    largest = residual.amax(-1, keepdim=True).clamp(min=1)
+    total = ((residual / largest) ** power * present) @ weights
+    mean = total / (present.float() @ weights)
+    return (mean.clamp(min=0) ** (1 / power) * largest).where(present, torch.nan)

@@ -4,10 +4,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detector.companions import PREFIX, Companions
 from detector.denoiser import Denoiser
 from detector.engine import WindowBatch
 from detector.manifest import (
+    COMPANION_VIEWS,
     Channel,
+    CompanionConfig,
     DenoiserConfig,
     EntityCalibration,
     Manifest,
@@ -27,6 +30,7 @@ def untrained(
     geometry: Geometry | None = None,
     scoring: ScoringConfig | None = None,
     denoiser: DenoiserConfig | None = None,
+    companions: CompanionConfig | None = None,
     seed: int = 0,
 ) -> tuple[Manifest, dict[str, Tensor]]:
     """Return a manifest and weights that fit it; every entity gets another calibration."""
@@ -45,15 +49,19 @@ def untrained(
         channels=channels,
         denoiser=denoiser,
         scoring=scoring,
-        entities=[_calibration(name, i + 1, numeric, scoring) for i, name in enumerate(entities)],
-        unseen=_calibration("", 0, numeric, scoring),
+        companions=companions,
+        entities=[_calibration(name, i + 1, numeric, scoring, companions) for i, name in enumerate(entities)],
+        unseen=_calibration("", 0, numeric, scoring, companions),
         provisional_tail=Tail([0.5, 0.9, 0.99, 0.999], [0.0, 1.0, 3.0, 5.0]),
         final_tail=Tail([0.5, 0.9, 0.99, 0.999], [0.0, 1.0, 3.0, 5.0]),
         training=TrainingRecord(
             preset="small", seed=seed, minutes=0, train_steps=0, rows=0, data_sha256="0" * 64, metrics={}
         ),
     )
-    return manifest, random_weights(denoiser, seed)
+    weights = random_weights(denoiser, seed)
+    if companions:
+        weights |= random_companions(companions, numeric, len(entities), seed)
+    return manifest, weights
 
 
 def random_weights(config: DenoiserConfig, seed: int = 0) -> dict[str, Tensor]:
@@ -63,6 +71,17 @@ def random_weights(config: DenoiserConfig, seed: int = 0) -> dict[str, Tensor]:
         network = Denoiser(config)
         torch.nn.init.normal_(network.output.weight, std=0.3)
         return network.state_dict()
+
+
+def random_companions(config: CompanionConfig, numeric: int, entities: int, seed: int = 0) -> dict[str, Tensor]:
+    """Draw coefficients of a mean over the lags, more or less, and training windows of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    companions = Companions(config, numeric, entities)
+    companions.coefficients.normal_(1 / config.lags, 0.1 / config.lags, generator=generator)
+    companions.intercept.normal_(0, 0.1, generator=generator)
+    companions.windows.normal_(0, 0.7, generator=generator)
+    companions.window_slots.random_(0, 1000, generator=generator)
+    return {f"{PREFIX}{name}": tensor for name, tensor in companions.state_dict().items()}
 
 
 def random_windows(manifest: Manifest, entities: list[str], *, missing: float = 0.1, seed: int = 0) -> WindowBatch:
@@ -78,13 +97,18 @@ def random_windows(manifest: Manifest, entities: list[str], *, missing: float = 
     return WindowBatch(entities, end_slots, values)
 
 
-def _calibration(name: str, index: int, numeric: int, scoring: ScoringConfig) -> EntityCalibration:
+def _calibration(
+    name: str, index: int, numeric: int, scoring: ScoringConfig, companions: CompanionConfig | None
+) -> EntityCalibration:
+    views = COMPANION_VIEWS if companions else 0
     return EntityCalibration(
         name=name,
         index=index,
         minimum=[-0.5 * index - 0.1 * channel for channel in range(numeric)],
         maximum=[2.0 + 0.3 * index + 0.1 * channel for channel in range(numeric)],
-        residual_scale=[[0.1 + 0.02 * index + 0.001 * start] * numeric for start in scoring.starts],
+        residual_scale=[[0.1 + 0.02 * index + 0.001 * start] * numeric for start in (*scoring.starts, *range(views))],
+        provisional_levels=(1.0, *(1.5 + 0.1 * index + 0.2 * view for view in range(views))),
+        final_levels=(1.0, *(1.4 - 0.1 * index + 0.3 * view for view in range(views))),
         provisional=Moments(1000, 1.0, 0.25),
         final=Moments(1000, 1.0, 0.2),
     )

@@ -19,16 +19,15 @@ from stream.grid import Geometry
 LENGTH = 16
 
 
-def make_layout(config):
+def make_layout(manifest):
+    config = manifest.denoiser
     with torch.device("meta"):
         return {"input.weight": torch.empty(config.width, config.numeric), "entity": torch.empty(config.entities + 1)}
 
 
 def make_weights(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(w.shape, generator=generator) for name, w in make_layout(make_manifest().denoiser).items()
-    }
+    return {name: torch.randn(w.shape, generator=generator) for name, w in make_layout(make_manifest()).items()}
 
 
 def make_manifest(**changes):

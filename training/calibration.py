@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from detector.checkpoint import Golden
 from detector.engine import Detector, WindowBatch
-from detector.manifest import EntityCalibration, Manifest, Moments, Tail
+from detector.manifest import COMPANION_VIEWS, EntityCalibration, Manifest, Moments, Tail
 from stream.frames import frame
 from training.datasets import Dataset, Series, window_ends
 from training.sampling import split_row
@@ -24,6 +24,9 @@ from training.trainer import TrainedModel
 SCALE_FLOOR = 0.01
 # Deviation that normal scores have at least, in units of the score, for the same reason.
 DEVIATION_FLOOR = 0.01
+# A view's smoothed score is 1 where so large a share of its scores on training rows are lower; the floor is added.
+LEVEL_QUANTILE = 0.99
+LEVEL_FLOOR = 0.02
 TAIL_LEVELS = [0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995, 0.9975, 0.999, 0.9995, 0.9999]
 # No real entity can have this name.
 UNSEEN = ""
@@ -38,7 +41,7 @@ _KERNELS = 10
 
 
 class _Scores(NamedTuple):
-    """One stage's live scores of some rows and the rows' slots, NaN dropped."""
+    """One stage's live scores of some rows, (G, n) by group or (n,), and the rows' slots, NaN dropped."""
 
     scores: NDArray[np.float64]
     slots: NDArray[np.int64]
@@ -73,10 +76,8 @@ def calibrate(
     )
     scores = []
     for index, windows in enumerate(shown):
-        live = _live_scores(detector, windows)
         first = _first_held_out(trained, trained.dataset.series[index - 1] if index else None)
-        provisional, final = (_moments(stage.scores[stage.slots >= first]) for stage in live)
-        entries[index] = msgspec.structs.replace(entries[index], provisional=provisional, final=final)
+        entries[index], live = _measure_scores(entries[index], _live_scores(detector, windows), first)
         scores.append(live)
         on_entity(entries[index].name)
     known = list(zip(scores[1:], entries[1:], strict=True))
@@ -108,6 +109,7 @@ def golden_windows(detector: Detector, dataset: Dataset) -> Golden:
 def _draft(trained: TrainedModel) -> Manifest:
     """Return a manifest that scales values but not yet residuals."""
     scaling, starts = trained.scaling, len(trained.scoring.starts)
+    companions = COMPANION_VIEWS if trained.companions else 0
     unknown = Moments(0.0, 0.0, 0.0)
 
     def entry(name: str, index: int, minimum: NDArray[np.float64], maximum: NDArray[np.float64]) -> EntityCalibration:
@@ -116,7 +118,9 @@ def _draft(trained: TrainedModel) -> Manifest:
             index=index,
             minimum=minimum.tolist(),
             maximum=maximum.tolist(),
-            residual_scale=[[1.0] * len(minimum)] * starts,
+            residual_scale=[[1.0] * len(minimum)] * (starts + companions),
+            provisional_levels=(1.0,) * (1 + companions),
+            final_levels=(1.0,) * (1 + companions),
             provisional=unknown,
             final=unknown,
         )
@@ -130,6 +134,7 @@ def _draft(trained: TrainedModel) -> Manifest:
         channels=trained.dataset.channels,
         denoiser=trained.denoiser,
         scoring=trained.scoring,
+        companions=trained.companions,
         entities=[
             entry(series.entity, index + 1, scaling.minimum[index], scaling.maximum[index])
             for index, series in enumerate(trained.dataset.series)
@@ -173,13 +178,12 @@ def _thinned_ends(trained: TrainedModel, series: Series) -> NDArray[np.int64]:
 
 
 def _residual_scale(detector: Detector, shown: _Shown) -> NDArray[np.float64]:
-    """Return mean + standard deviation + floor of |x - x_hat|, (S, C), where live scores use it; 1 without data."""
+    """Return mean + standard deviation + floor of residuals, (V, C), where live scores use them; 1 without data."""
     geometry = detector.manifest.geometry
     count, total, squares = 0.0, 0.0, 0.0
     for windows in shown.batches():
-        x, expected = detector.reconstruct(windows)
         recent = slice(-(geometry.hop + geometry.final_delay), None)
-        residual = np.abs(x - expected)[..., recent].astype(np.float64)  # (S, B, C, recent)
+        residual = detector.training_residuals(windows)[..., recent].astype(np.float64)  # (V, B, C, recent)
         count = count + (~np.isnan(residual)).sum((1, 3))
         total = total + np.nansum(residual, (1, 3))
         squares = squares + np.nansum(residual**2, (1, 3))
@@ -193,19 +197,52 @@ def _live_scores(detector: Detector, shown: _Shown) -> _Live:
     delay = detector.manifest.geometry.final_delay
     provisional, final = list[_Scores](), list[_Scores]()
     for windows in shown.batches():
-        scores = detector.score(windows)
-        provisional.append(_new_scores(detector, windows, scores.provisional, 0))
-        final.append(_new_scores(detector, windows, scores.final, delay))
-    return _Live(*(_Scores(*map(np.concatenate, zip(*parts, strict=True))) for parts in (provisional, final)))
+        scores = detector.training_scores(windows)
+        provisional.append(_new_scores(detector, windows, scores[0], 0))
+        final.append(_new_scores(detector, windows, scores[1], delay))
+    return _Live(*(_joined(parts) for parts in (provisional, final)))
+
+
+def _joined(parts: list[_Scores]) -> _Scores:
+    return _Scores(np.concatenate([part.scores for part in parts], -1), np.concatenate([part.slots for part in parts]))
 
 
 def _new_scores(detector: Detector, windows: WindowBatch, series: NDArray[np.float32], lag: int) -> _Scores:
-    """Select the last hop of scores (B, L) that ends `lag` slots before the windows do."""
-    hop, length = detector.manifest.geometry.hop, series.shape[1]
-    new = series[:, length - lag - hop : length - lag]
+    """Select the last hop of scores (G, B, L) that ends `lag` slots before the windows do."""
+    hop, length = detector.manifest.geometry.hop, series.shape[-1]
+    new = series[..., length - lag - hop : length - lag]
     slots = windows.end_slots[:, None] + np.arange(1 - lag - hop, 1 - lag)
-    present = ~np.isnan(new)
-    return _Scores(new[present].astype(np.float64), slots[present])
+    present = ~np.isnan(new[0])
+    return _Scores(new[:, present].astype(np.float64), slots[present])
+
+
+def _measure_scores(entry: EntityCalibration, live: _Live, first_held_out: int) -> tuple[EntityCalibration, _Live]:
+    """Return the entry with what live scores are by group and together, and the scores together."""
+    levels = [_levels(stage.scores) for stage in live]
+    together = _Live(*(_combined(stage, level) for stage, level in zip(live, levels, strict=True)))
+    moments = [_moments(stage.scores[stage.slots >= first_held_out]) for stage in together]
+    changed = msgspec.structs.replace(
+        entry,
+        provisional_levels=levels[0],
+        final_levels=levels[1],
+        provisional=moments[0],
+        final=moments[1],
+    )
+    return changed, together
+
+
+def _levels(groups: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return what counts as 1 in each group's scores (G, n): what one in a hundred normal ones exceeds.
+
+    A detector without companions has one group and needs no level: its score stays eq. 5.
+    """
+    if len(groups) == 1 or not groups.shape[1]:
+        return (1.0,) * len(groups)
+    return tuple((np.quantile(groups, LEVEL_QUANTILE, axis=1) + LEVEL_FLOOR).tolist())
+
+
+def _combined(stage: _Scores, levels: tuple[float, ...]) -> _Scores:
+    return _Scores((stage.scores / np.array(levels)[:, None]).max(0), stage.slots)
 
 
 def _first_held_out(trained: TrainedModel, series: Series | None) -> int:

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from detector.manifest import DenoiserConfig, ScoringConfig
+from detector.manifest import CompanionConfig, DenoiserConfig, ScoringConfig
 from stream.grid import Geometry
 
 # The size that serves the paper best (Table 4), and the least one here.
@@ -21,6 +21,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
     learning_rate_course: how the learning rate goes over the run. hop_ratio: alpha of the paper's section 4.1, training
     frames lie alpha * L slots apart; without it, windows are cut at random. precision: of activations, by autocast.
     recompute: compute activations again in the backward pass, which takes a third more time and far less memory.
+    companions: the views beside the reconstruction, None for the paper's detector.
     """
 
     geometry: Geometry
@@ -39,6 +40,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
     hop_ratio: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     recompute: bool = False
+    companions: CompanionConfig | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for frames that would leave rows out."""
@@ -73,10 +75,11 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
 
 PRESETS: dict[str, Preset] = {
     # Trains in minutes on two cores and keeps up with tens of thousands of rows a second there.
-    # Learning rate, starts and smoothing are those that find injected anomalies best: docs/experiments.md.
+    # Learning rate, starts, smoothing and companions are those that find injected anomalies best: docs/experiments.md.
     "small": Preset(
         geometry=Geometry(),
-        scoring=ScoringConfig(starts=(10, 40), smoothing_size=101),
+        scoring=ScoringConfig(starts=(10, 40), smoothing_size=101, smoothing_power=2),
+        companions=CompanionConfig(),
         layers=4,
         width=48,
         state=32,

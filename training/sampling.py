@@ -17,7 +17,7 @@ from training.datasets import Dataset, Series
 from training.scaling import Scaling, scale
 
 # Share of each series, its end, that weights are never fitted to; and the rows below which a series isn't split.
-VALIDATION_SHARE = 0.15
+VALIDATION_SHARE = 0.05
 SHORTEST_SPLIT = 400
 
 _GAP_CHANCE = 0.1

@@ -13,9 +13,10 @@ import msgspec
 import structlog
 from torch import Tensor
 
-from detector.manifest import DenoiserConfig, ScoringConfig, TrainingRecord
+from detector.manifest import CompanionConfig, DenoiserConfig, ScoringConfig, TrainingRecord
 from stream.errors import UsageError
 from stream.grid import Geometry
+from training.companions import companions_for, fit_companions
 from training.datasets import Dataset, fingerprint
 from training.fit import Fit
 from training.parallel import ALONE, Ranks
@@ -57,6 +58,7 @@ class TrainedModel:
     scoring: ScoringConfig
     weights: dict[str, Tensor]
     training: TrainingRecord
+    companions: CompanionConfig | None = None
 
 
 def train(
@@ -115,8 +117,11 @@ def train(
         data_sha256=data_sha256,
         metrics=metrics,
     )
-    scoring = plan.scoring_for(geometry)
-    return TrainedModel(name, dataset, scaling, geometry, config, scoring, fit.averaged_weights(), record)
+    scoring, weights, companions = plan.scoring_for(geometry), fit.averaged_weights(), plan.companions
+    if companions is not None:
+        companions = companions_for(companions, config.numeric)
+        weights |= fit_companions(companions, dataset, scaling, seed)
+    return TrainedModel(name, dataset, scaling, geometry, config, scoring, weights, record, companions)
 
 
 def _choose(preset: str | Preset) -> tuple[str, Preset]:

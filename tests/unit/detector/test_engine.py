@@ -5,20 +5,26 @@ import numpy as np
 import pytest
 
 from detector.engine import Detector, WindowBatch, WindowScores
-from detector.manifest import ScoringConfig
+from detector.manifest import CompanionConfig, ScoringConfig
 from tests.builders import random_windows, untrained
 
+COMPANIONS = CompanionConfig(lags=7, window=5, windows=40)
 ENTITIES = ["M-6", "P-1", "never-seen", "P-1", "M-6", "P-1", "P-1"]
 
 
+@pytest.fixture(scope="module", params=["alone", "with companions"])
+def detector(request: pytest.FixtureRequest) -> Detector:
+    return Detector(*untrained(companions=None if request.param == "alone" else COMPANIONS))
+
+
 @pytest.fixture(scope="module")
-def detector() -> Detector:
+def alone() -> Detector:
     return Detector(*untrained())
 
 
 @pytest.fixture(scope="module")
-def windows(detector: Detector) -> WindowBatch:
-    return random_windows(detector.manifest, ENTITIES)
+def windows() -> WindowBatch:
+    return random_windows(untrained()[0], ENTITIES)
 
 
 def select(windows: WindowBatch, order: list[int]) -> WindowBatch:
@@ -36,15 +42,17 @@ def with_values(windows: WindowBatch, values: np.ndarray) -> WindowBatch:
     return replace(windows, values=values)
 
 
+@pytest.mark.parametrize("companions", [None, COMPANIONS])
 @pytest.mark.parametrize(
     "scoring",
     [
         ScoringConfig(smoothing_size=31),
+        ScoringConfig(smoothing_size=31, smoothing_power=2),
         ScoringConfig(smoothing_size=31, starts=(20,), sampler_steps=4, top_channels=1, smoothing="bartlett"),
     ],
 )
-def test_fast_engine_is_the_plain_one(scoring: ScoringConfig) -> None:
-    detector = Detector(*untrained(scoring=scoring))
+def test_fast_engine_is_the_plain_one(scoring: ScoringConfig, companions: CompanionConfig | None) -> None:
+    detector = Detector(*untrained(scoring=scoring, companions=companions))
     windows = random_windows(detector.manifest, ENTITIES)
     assert_same(detector.score(windows), detector.score_plainly(windows))
 
@@ -111,23 +119,23 @@ def test_a_larger_deviation_never_scores_less(detector: Detector, windows: Windo
     assert (peaks[1] > peaks[0]).all()
 
 
-def test_nothing_outside_the_training_range_is_expected(detector: Detector, windows: WindowBatch) -> None:
-    manifest = detector.manifest
+def test_nothing_outside_the_training_range_is_expected(alone: Detector, windows: WindowBatch) -> None:
+    manifest = alone.manifest
     entries = {entry.name: entry for entry in manifest.entities}
-    scores = detector.score(with_values(windows, windows.values * 50))
+    scores = alone.score(with_values(windows, windows.values * 50))
     for entity, expected in zip(windows.entities, scores.expected, strict=True):
         entry = entries.get(entity, manifest.unseen)
         assert (expected >= np.array(entry.minimum)[:, None] - 1e-4).all()
         assert (expected <= np.array(entry.maximum)[:, None] + 1e-4).all()
 
 
-def test_the_provisional_score_is_causal_in_the_residual(detector: Detector, windows: WindowBatch) -> None:
+def test_the_provisional_score_is_causal_in_the_residual(alone: Detector, windows: WindowBatch) -> None:
     """At the last slot nothing later is known, so both scores are one."""
-    scores = detector.score(windows)
+    scores = alone.score(windows)
     np.testing.assert_allclose(scores.provisional[:, -1], scores.final[:, -1], rtol=1e-6)
 
 
-def test_expected_values_follow_the_units(detector: Detector, windows: WindowBatch) -> None:
+def test_expected_values_follow_the_units(alone: Detector, windows: WindowBatch) -> None:
     """Telemetry in other units, calibrated in them, gives the same scores and expected values in those units."""
     manifest, weights = untrained()
 
@@ -141,15 +149,15 @@ def test_expected_values_follow_the_units(detector: Detector, windows: WindowBat
     other = Detector(msgspec.structs.replace(manifest, unseen=entries[0], entities=entries[1:]), weights)
     values = windows.values.copy()
     values[:, [0, 4]] = 1000 * values[:, [0, 4]] + 7
-    before, after = detector.score(windows), other.score(with_values(windows, values))
+    before, after = alone.score(windows), other.score(with_values(windows, values))
     np.testing.assert_allclose(after.final, before.final, rtol=1e-3)
     np.testing.assert_allclose(after.expected, 1000 * before.expected + 7, rtol=1e-3, atol=1)
     np.testing.assert_allclose(after.band, 1000 * before.band, rtol=1e-3)
 
 
-def test_the_noise_seed_and_the_slot_decide_the_noise(detector: Detector, windows: WindowBatch) -> None:
+def test_the_noise_seed_and_the_slot_decide_the_noise(alone: Detector, windows: WindowBatch) -> None:
     moved = replace(windows, end_slots=windows.end_slots + 1)
-    assert not np.allclose(detector.score(moved).final, detector.score(windows).final, equal_nan=True)
+    assert not np.allclose(alone.score(moved).final, alone.score(windows).final, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(7, 5, 95), (7, 4, 96), (6, 5, 96)])
@@ -163,3 +171,21 @@ def test_a_non_finite_score_is_an_error(windows: WindowBatch) -> None:
     weights["output.bias"] = weights["output.bias"] * np.nan
     with pytest.raises(FloatingPointError, match="score of M-6 at slot"):
         Detector(manifest, weights).score(windows)
+
+
+def test_a_score_is_that_of_the_view_that_is_oddest_on_its_own_level() -> None:
+    detector = Detector(*untrained(companions=COMPANIONS))
+    windows = random_windows(detector.manifest, ["P-1"])
+    groups = detector.training_scores(windows)
+    levels = (detector.manifest.entities[0].provisional_levels, detector.manifest.entities[0].final_levels)
+    scores = detector.score(windows)
+    for stage, group, level in zip((scores.provisional, scores.final), groups, levels, strict=True):
+        np.testing.assert_allclose(stage, (group / np.array(level)[:, None, None]).max(0), rtol=1e-5)
+
+
+def test_a_root_mean_square_is_never_below_the_mean() -> None:
+    plain, squared = (Detector(*untrained(scoring=ScoringConfig(smoothing_power=power))) for power in (1, 2))
+    windows = random_windows(plain.manifest, ENTITIES)
+    assert (squared.score(windows).final >= plain.score(windows).final - 1e-5)[
+        ~np.isnan(plain.score(windows).final)
+    ].all()

@@ -12,7 +12,7 @@ from detector import registry as registry_module
 from detector.checkpoint import verify_golden
 from detector.denoiser import Denoiser
 from detector.manifest import DenoiserConfig
-from detector.registry import MAX_ALIAS_BYTES, MAX_PREVIOUS, Registry, check_name, denoiser_layout
+from detector.registry import MAX_ALIAS_BYTES, MAX_PREVIOUS, Registry, check_name, weights_layout
 from stream.errors import TransientError, UsageError
 from tests.bundles import golden_score, make_golden, make_layout, make_manifest, make_weights
 
@@ -175,6 +175,6 @@ def test_golden_scores_survive_the_registry(registry):
     DenoiserConfig(numeric=1, commands=0, entities=0, width=6, layers=1, state=2, use_entity=False),
 ])  # fmt: skip
 def test_the_layout_is_that_of_a_denoiser_without_its_values(config):
-    layout, wanted = denoiser_layout(config), Denoiser(config).state_dict()
+    layout, wanted = weights_layout(make_manifest(denoiser=config)), Denoiser(config).state_dict()
     assert {k: (w.shape, w.dtype) for k, w in layout.items()} == {k: (w.shape, w.dtype) for k, w in wanted.items()}
     assert {w.device.type for w in layout.values()} == {"meta"}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.manifest import ScoringConfig
-from detector.scoring import SMOOTHING, average_residual, smooth, smoothing_weights, top_channels
+from detector.scoring import SMOOTHING, smooth, smoothing_weights, top_channels
 
 
 def brute_force(residual: np.ndarray, present: np.ndarray, kernel: np.ndarray, lookahead: int) -> np.ndarray:
@@ -63,8 +63,3 @@ def test_top_channels_is_the_mean_of_the_largest_present(count: int) -> None:
     for window, slot in np.ndindex(2, 30):
         largest = np.sort(residual[window, valid[window, :, slot], slot])[::-1][:count]
         assert found[window, slot].item() == pytest.approx(largest.mean() if len(largest) else 0.0)
-
-
-def test_average_residual_divides_each_start_by_its_own_scale() -> None:
-    x, expected, scale = torch.zeros(1, 1, 4), torch.ones(2, 1, 1, 4), torch.tensor([1.0, 4.0])[:, None, None]
-    torch.testing.assert_close(average_residual(x, expected, scale), torch.full((1, 1, 4), (1 + 0.25) / 2))

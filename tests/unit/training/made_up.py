@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 
-from detector.manifest import Channel
+from detector.manifest import Channel, CompanionConfig
 from stream.grid import Geometry
 from training.datasets import Dataset, Series
 from training.presets import PRESETS
@@ -12,6 +12,7 @@ TINY = msgspec.structs.replace(
     PRESETS["small"],
     geometry=Geometry(length=64, hop=32, final_delay=20, slack=96),
     scoring=msgspec.structs.replace(PRESETS["small"].scoring, smoothing_size=21),
+    companions=CompanionConfig(lags=12, window=9, windows=200),
     layers=2,
     width=16,
     state=8,

@@ -3,22 +3,25 @@ import numpy as np
 import pytest
 
 from detector.engine import Detector, WindowBatch
-from detector.manifest import Manifest
+from detector.manifest import COMPANION_VIEWS, Manifest
 from stream.frames import frame
 from stream.grid import Geometry
 from tests.unit.training.made_up import TINY, waves
 from training.calibration import SCALE_FLOOR, UNSEEN, calibrate, golden_windows
 from training.datasets import Dataset, window_ends
+from training.presets import Preset
 from training.trainer import TrainedModel, train
 
+ALONE = msgspec.structs.replace(TINY, companions=None)
 
-def fit(dataset: Dataset, geometry: Geometry | None = None) -> TrainedModel:
-    return train(dataset, name="test", preset=TINY, train_steps=40, geometry=geometry)
+
+def fit(dataset: Dataset, geometry: Geometry | None = None, preset: Preset = TINY) -> TrainedModel:
+    return train(dataset, name="test", preset=preset, train_steps=40, geometry=geometry)
 
 
 @pytest.fixture(scope="module")
 def trained() -> TrainedModel:
-    return fit(waves((600, 500)))
+    return fit(waves((600, 500)), preset=ALONE)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,7 @@ def test_an_unseen_entity_is_calibrated_without_a_name(trained: TrainedModel, ma
 
 
 def test_moments_come_from_held_out_rows_where_there_are_enough() -> None:
-    dataset = waves((2000, 500))
+    dataset = waves((6000, 500))
     manifest = calibrate(fit(dataset))
     assert manifest.entities[0].provisional.count == 300
     assert manifest.entities[1].provisional.count == 500
@@ -113,3 +116,30 @@ def test_golden_windows_hold_a_gap_an_unseen_entity_and_the_scores_they_get(
     assert golden.entities[-1] == UNSEEN
     assert np.isnan(golden.final).any()
     assert (~np.isnan(golden.final)).any(1).all()
+
+
+def test_one_in_a_hundred_normal_scores_of_every_view_lies_above_its_level() -> None:
+    trained = fit(waves((600, 500)))
+    manifest = calibrate(trained)
+    detector = Detector(manifest, trained.weights)
+    for entry, series in zip(manifest.entities, trained.dataset.series, strict=True):
+        ends = window_ends(series, 32)
+        windows = WindowBatch([entry.name] * len(ends), ends, frame(series.slots, series.values, ends, 64))
+        provisional, _ = detector.training_scores(windows)
+        new = provisional[:, :, -32:]
+        above = new[:, ~np.isnan(new[0])] > np.array(entry.provisional_levels)[:, None]
+        np.testing.assert_allclose(above.mean(1), 0.01, atol=0.01)
+        assert len(entry.residual_scale) == len(manifest.scoring.starts) + COMPANION_VIEWS
+
+
+def test_a_companion_does_not_remember_the_training_rows_it_is_calibrated_on() -> None:
+    trained = fit(waves((600, 500)))
+    detector = Detector(calibrate(trained), trained.weights)
+    series = trained.dataset.series[0]
+    ends = window_ends(series, 32)[5:6]
+    windows = WindowBatch([series.entity], ends, frame(series.slots, series.values, ends, 64))
+    honest = detector.training_residuals(windows)[-1]
+    remembered = detector.score(windows)
+    assert np.nanmin(honest[0, :, 10:-10]) > 0
+    assert np.nanmedian(honest) > 0.01
+    assert remembered.residual.shape == honest.shape
