@@ -21,7 +21,7 @@ _RANK: dict[Severity, int] = {"warning": 0, "error": 1, "critical": 2}
 
 
 class Episode(msgspec.Struct, frozen=True, kw_only=True):
-    """An open episode; the peak is that of its most deviating hit."""
+    """An open episode; the peak is that of its most deviating hit. adapted: it lasted until it counted as normal."""
 
     id: str
     first_slot: int
@@ -30,6 +30,7 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
     severity: Severity
     rests_on: Stage
     peak: Hit
+    adapted: bool = False
 
 
 class Step(NamedTuple):
@@ -84,6 +85,7 @@ def _open(deployment: str, notice: WindowNotice, hits: list[Hit]) -> Episode:
         severity=severity_of(peak.z),
         rests_on=_stage(hits),
         peak=peak,
+        adapted=any(hit.adapted for hit in hits),
     )
 
 
@@ -96,6 +98,7 @@ def _extend(episode: Episode, hits: list[Hit]) -> Episode:
         severity=severity,
         rests_on="final" if episode.rests_on == "final" else _stage(hits),
         peak=peak,
+        adapted=episode.adapted or any(hit.adapted for hit in hits),
     )
 
 
@@ -137,6 +140,8 @@ def _alert(
 
 
 def _summary(state: AlertState, episode: Episode, entity: str) -> str:
+    if state == "resolved" and episode.adapted:
+        return f"{entity} has deviated for so long that this counts as normal from now on: new level learned"
     if state == "resolved":
         return f"{entity} behaves normally again"
     if not episode.peak.channels:

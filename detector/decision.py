@@ -1,8 +1,8 @@
 """From the scores of a window to score blocks: which slots, which threshold, how improbable. Pure: no store, no clock.
 
 The three-sigma rule is kept on the entity's own scores so far (paper, section 4.2, read causally): mean and variance
-start from training data and follow the scored series. A score counts as at most `limit_sigmas` deviations above the
-mean, so that one wild value does not blind the detector for `memory` slots.
+start from training data and follow the scored series. An entity that was followed for less than `learning` slots is
+not judged, since its level may not be that of training.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.levels import NO_SCORES, Level, follow_level
 from detector.manifest import DecisionConfig, EntityCalibration, Manifest, Moments, Tail
 from stream.contracts import ChannelEvidence, ModelRef, ScoreBlock, Stage, WindowNotice
 
@@ -31,15 +32,25 @@ class WindowView(NamedTuple):
 
 
 class SeriesMoments(msgspec.Struct, frozen=True):
-    """Moments of an entity's scores so far, by stage, for one model version."""
+    """Moments of an entity's scores so far, by stage, for one model version.
+
+    followed: live slots with a score, under whichever model. The stretches hold the scores of the alarm that each stage
+    is in, and nothing while it is in none.
+    """
 
     version: str
     provisional: Moments
     final: Moments
+    followed: int = 0
+    provisional_stretch: Moments = NO_SCORES
+    final_stretch: Moments = NO_SCORES
 
 
 class Hit(NamedTuple):
-    """The anomalous slots of one block. z: deviations of the peak above the mean of the scores so far."""
+    """The anomalous slots of one block. z: deviations of the peak above the mean of the scores so far.
+
+    adapted: the alarm has lasted so long that its scores are the normal ones from here on.
+    """
 
     stage: Stage
     first_slot: int
@@ -50,6 +61,7 @@ class Hit(NamedTuple):
     p_value: float
     z: float
     channels: list[ChannelEvidence]
+    adapted: bool = False
 
 
 class Decision(NamedTuple):
@@ -60,30 +72,35 @@ class Decision(NamedTuple):
     moments: SeriesMoments
 
 
-def initial_moments(manifest: Manifest, entity: EntityCalibration) -> SeriesMoments:
-    """Start from what training data said of the entity."""
-    return SeriesMoments(manifest.version, entity.provisional, entity.final)
+def initial_moments(manifest: Manifest, entity: EntityCalibration, followed: int = 0) -> SeriesMoments:
+    """Start from what training data said of the entity. followed: its live slots so far, under an earlier model."""
+    return SeriesMoments(manifest.version, entity.provisional, entity.final, followed)
 
 
 def decide(
     manifest: Manifest, numeric: Sequence[str], notice: WindowNotice, view: WindowView, moments: SeriesMoments
 ) -> Decision:
     """Judge the slots that a window scores for the first time and those whose score it makes final."""
-    rule, front = manifest.decision, notice.end_slot - notice.final_delay
-    provisional = _Part("provisional", notice.end_slot, view.provisional, moments.provisional, rule.provisional_sigmas)
-    final = _Part("final", front, view.final, moments.final, rule.final_sigmas)
+    learning = moments.followed < manifest.decision.learning
     blocks: list[ScoreBlock] = []
     hits: list[Hit] = []
-    after: list[Moments] = []
-    for part in (provisional, final):
-        judged = _judge(manifest, notice, part)
-        if judged is not None:
-            evidence = _evidence(numeric, view, judged.peak_position)
-            blocks.append(_block(manifest, notice, judged, evidence))
-            hits += _hits(judged, evidence)
-        limit = part.moments.mean + rule.limit_sigmas * part.moments.deviation
-        after.append(part.moments if judged is None else follow(part.moments, judged.scores, limit, rule))
-    return Decision(blocks, hits, SeriesMoments(manifest.version, *after))
+    levels: list[Level] = []
+    for part in _parts(manifest.decision, notice, view, moments):
+        judged = _judge(manifest, notice, part, learning=learning)
+        if judged is None:
+            levels.append(part.level)
+            continue
+        level = follow_level(part.level, judged.scores, manifest.decision, alarmed=bool(judged.preds.any()))
+        levels.append(level)
+        evidence = _evidence(numeric, view, judged.peak_position)
+        blocks.append(_block(manifest, notice, judged, evidence, learning=learning))
+        hits += _hits(judged, evidence, adapted=level.adapted)
+    provisional, final = levels
+    followed = moments.followed + sum(len(b.scores) - b.scores.count(None) for b in blocks if b.stage == "provisional")
+    after = SeriesMoments(
+        manifest.version, provisional.moments, final.moments, followed, provisional.stretch, final.stretch
+    )
+    return Decision(blocks, hits, after)
 
 
 def unscored(notice: WindowNotice) -> list[ScoreBlock]:
@@ -114,22 +131,6 @@ def unscored(notice: WindowNotice) -> list[ScoreBlock]:
     ]
 
 
-def follow(moments: Moments, scores: NDArray[np.float64], limit: float, rule: DecisionConfig) -> Moments:
-    """Update moments by scores (n,), NaN ignored, those above the limit counted as the limit.
-
-    Chan et al.'s pairwise update; the older moments weigh as at most `rule.memory` scores.
-    """
-    new = np.minimum(scores[~np.isnan(scores)], limit)
-    if not len(new):
-        return moments
-    old = max(min(moments.count, rule.memory - len(new)), 0.0)
-    total = old + len(new)
-    shift = float(new.mean()) - moments.mean
-    mean = moments.mean + shift * len(new) / total
-    variance = (old * moments.variance + len(new) * float(new.var()) + shift**2 * old * len(new) / total) / total
-    return Moments(total, mean, variance)
-
-
 def tail_probability(tail: Tail, z: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return how probable a standardised score at least as high is in normal data; NaN stays NaN.
 
@@ -149,7 +150,7 @@ class _Part(NamedTuple):
     stage: Stage
     last: int
     scores: NDArray[np.float32]
-    moments: Moments
+    level: Level
     sigmas: float
 
 
@@ -166,22 +167,35 @@ class _Judged(NamedTuple):
     peak_position: int | None
 
 
-def _judge(manifest: Manifest, notice: WindowNotice, part: _Part) -> _Judged | None:
+def _parts(rule: DecisionConfig, notice: WindowNotice, view: WindowView, moments: SeriesMoments) -> tuple[_Part, _Part]:
+    provisional = Level(moments.provisional, moments.provisional_stretch)
+    final = Level(moments.final, moments.final_stretch)
+    front = notice.end_slot - notice.final_delay
+    return (
+        _Part("provisional", notice.end_slot, view.provisional, provisional, rule.provisional_sigmas),
+        _Part("final", front, view.final, final, rule.final_sigmas),
+    )
+
+
+def _judge(manifest: Manifest, notice: WindowNotice, part: _Part, *, learning: bool) -> _Judged | None:
     first = max(part.last - notice.new_slots + 1, notice.first_slot)
     if first > part.last:
         return None
     window_start = notice.end_slot - notice.length + 1
     inside = part.scores[max(first - window_start, 0) : part.last - window_start + 1].astype(np.float64)
     scores = np.concatenate([np.full(part.last - first + 1 - len(inside), np.nan), inside])
-    deviation = part.moments.deviation
-    threshold = part.moments.mean + part.sigmas * deviation
-    z = (scores - part.moments.mean) / max(deviation, 1e-9)
+    moments = part.level.moments
+    threshold = moments.mean + part.sigmas * moments.deviation
+    z = (scores - moments.mean) / max(moments.deviation, 1e-9)
     tail = manifest.provisional_tail if part.stage == "provisional" else manifest.final_tail
     peak = None if np.isnan(scores).all() else first + int(np.nanargmax(scores)) - window_start
-    return _Judged(part.stage, first, scores, tail_probability(tail, z), scores > threshold, threshold, z, peak)
+    preds = (scores > threshold) & (not learning)
+    return _Judged(part.stage, first, scores, tail_probability(tail, z), preds, threshold, z, peak)
 
 
-def _block(manifest: Manifest, notice: WindowNotice, judged: _Judged, evidence: list[ChannelEvidence]) -> ScoreBlock:
+def _block(
+    manifest: Manifest, notice: WindowNotice, judged: _Judged, evidence: list[ChannelEvidence], *, learning: bool
+) -> ScoreBlock:
     return ScoreBlock(
         entity=notice.entity,
         family=notice.family,
@@ -196,10 +210,11 @@ def _block(manifest: Manifest, notice: WindowNotice, judged: _Judged, evidence: 
         channels=evidence,
         model=ModelRef(manifest.name, manifest.version),
         gap_slots=notice.gap_slots if judged.stage == "provisional" else 0,
+        learning=learning,
     )
 
 
-def _hits(judged: _Judged, evidence: list[ChannelEvidence]) -> list[Hit]:
+def _hits(judged: _Judged, evidence: list[ChannelEvidence], *, adapted: bool) -> list[Hit]:
     flagged = np.flatnonzero(judged.preds)
     if not len(flagged):
         return []
@@ -214,6 +229,7 @@ def _hits(judged: _Judged, evidence: list[ChannelEvidence]) -> list[Hit]:
         p_value=float(judged.p_values[peak]),
         z=float(judged.z[peak]),
         channels=evidence,
+        adapted=adapted,
     )
     return [hit]
 

@@ -178,7 +178,8 @@ class Worker:
         state = self._states[partition].get(notice.entity)
         moments = state.moments if state else None
         if moments is None or moments.version != manifest.version:
-            moments = initial_moments(manifest, one.model.calibration(notice.entity))
+            followed = moments.followed if moments else 0
+            moments = initial_moments(manifest, one.model.calibration(notice.entity), followed)
         decision = decide(manifest, one.model.numeric_names, notice, one.view, moments)
         missing = missing_fraction(notice)
         step = advance(

@@ -88,6 +88,7 @@ class ScoreBlock(msgspec.Struct, frozen=True, kw_only=True):
 
     Every slot appears in exactly one provisional and, `final_delay` slots later, in exactly one final block.
     gap_slots: slots of silence before the block that stand in none, told in the provisional block that ends it.
+    learning: the entity is too new to judge, so no slot of the block is called anomalous, whatever its score.
     """
 
     v: Literal[1] = 1
@@ -104,6 +105,7 @@ class ScoreBlock(msgspec.Struct, frozen=True, kw_only=True):
     channels: list[ChannelEvidence]
     model: ModelRef
     gap_slots: int = 0
+    learning: bool = False
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):

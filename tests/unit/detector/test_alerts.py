@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.alerts import advance, severity_of
+from detector.alerts import Episode, advance, severity_of
 from detector.decision import Hit, initial_moments
 from detector.worker import EntityState
 from stream.contracts import Alert, ChannelEvidence, SourceRange, WindowNotice, episode_id
@@ -156,6 +156,7 @@ def test_a_replay_tells_the_same_with_the_same_identities(line):
 @given(windows())
 def test_an_episode_survives_being_stored_between_any_two_windows(line):
     moments = initial_moments(MANIFEST, MANIFEST.entities[0])
+    line = [[one._replace(adapted=number % 3 == 0) for one in hits] for number, hits in enumerate(line)]
 
     def through_the_topic(episode):
         state = EntityState(moments, episode)
@@ -208,6 +209,16 @@ def test_a_summary_does_not_invent_what_is_not_known():
     assert told[0][0].summary == "e-1 behaves unlike its normal self"
 
 
+def test_an_episode_that_ended_because_it_became_the_normal_level_says_so():
+    """One stage may adapt before the other; what was learnt stays told until the episode ends."""
+    learned = "e-1 has deviated for so long that this counts as normal from now on: new level learned"
+    for adapted in ([0], [1], [2], [1, 2]):
+        line = [[hit("final", number)._replace(adapted=number in adapted)] for number in range(3)]
+        told, _ = run([*line, [], []])
+        messages = [alert for window in told for alert in window]
+        assert [alert.summary == learned for alert in messages] == [alert.state == "resolved" for alert in messages]
+
+
 def test_the_message_tells_the_peak_of_the_episode():
     told, _ = drawn("P Pc P . . .")
     assert [alert.score for window in told for alert in window] == [4.0, 30.0, 30.0]
@@ -217,3 +228,11 @@ def test_the_message_tells_the_peak_of_the_episode():
 def test_a_larger_deviation_is_never_less_severe(one, other):
     ranks = [["warning", "error", "critical"].index(severity_of(z)) for z in sorted((one, other))]
     assert ranks == sorted(ranks)
+
+
+def test_an_episode_of_before_was_not_ended_by_adapting():
+    _, episode = drawn("P")
+    stored = msgspec.to_builtins(episode)
+    del stored["adapted"]
+    stored["peak"] = stored["peak"][:-1]
+    assert msgspec.convert(stored, Episode) == episode

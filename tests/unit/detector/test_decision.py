@@ -9,51 +9,14 @@ from hypothesis import strategies as st
 from detector.decision import (
     EVIDENCE_CHANNELS,
     SeriesMoments,
-    WindowView,
-    decide,
-    follow,
-    initial_moments,
     tail_probability,
     unscored,
 )
-from detector.manifest import DecisionConfig, Moments, Tail
-from stream.contracts import ScoreBlock, SourceRange, WindowNotice
-from tests.bundles import LENGTH, make_manifest
-
-MANIFEST = make_manifest(version="v1")
-NUMERIC = ["a", "b"]
-RULE = MANIFEST.decision
-END = 1_767_225_599
-NOTHING = Moments(0, 0.0, 0.0)
-SERIES = st.lists(st.floats(0, 1e3), min_size=1, max_size=40)
-
-
-def notice(**changes):
-    fields = {
-        "entity": "e-1",
-        "family": "rover",
-        "interval_ms": 1000,
-        "end_slot": END,
-        "length": LENGTH,
-        "new_slots": 4,
-        "final_delay": 4,
-        "rows": LENGTH,
-        "ring": 0,
-        "first_slot": 0,
-        "source": SourceRange("telemetry", 0, 0, 9),
-        "trigger_ms": 0,
-    }
-    return WindowNotice(**{**fields, **changes})
-
-
-def view(provisional, final=None, seed=0):
-    """Return a window with these scores; slots without a provisional score have no row and no score at all."""
-    provisional = np.array(provisional, np.float32)
-    final = provisional if final is None else np.where(np.isnan(provisional), np.nan, np.array(final, np.float32))
-    shape = (len(NUMERIC), LENGTH)
-    residual, expected, values = np.random.default_rng(seed).uniform(0, 2, (3, *shape)).astype(np.float32)
-    values[:, np.isnan(provisional)] = np.nan
-    return WindowView(values, provisional, final, residual, expected, np.full(shape, 0.5, np.float32))
+from detector.levels import follow
+from detector.manifest import Tail
+from stream.contracts import ScoreBlock
+from tests.bundles import LENGTH
+from tests.unit.detector.scored_windows import END, KNOWN, NEW, NUMERIC, RULE, decided, known, notice, view
 
 
 @st.composite
@@ -71,10 +34,6 @@ def windows(draw):
     return one, view(provisional, final)
 
 
-def decided(one, scores, moments=None):
-    return decide(MANIFEST, NUMERIC, one, scores, moments or initial_moments(MANIFEST, MANIFEST.entities[0]))
-
-
 def front(one, stage):
     return one.end_slot - (one.final_delay if stage == "final" else 0)
 
@@ -82,80 +41,6 @@ def front(one, stage):
 def new_slots(one, stage):
     """Return the slots whose score this window makes known."""
     return range(max(front(one, stage) - one.new_slots + 1, one.first_slot), front(one, stage) + 1)
-
-
-# Moments
-
-
-@given(SERIES)
-def test_moments_are_mean_and_variance_while_nothing_is_clipped(scores):
-    found = follow(NOTHING, np.array(scores), math.inf, RULE)
-    assert found.count == len(scores)
-    assert found.mean == pytest.approx(np.mean(scores))
-    assert found.variance == pytest.approx(np.var(scores), abs=1e-6)
-
-
-@given(SERIES, st.lists(st.integers(0, 40)), st.floats(0, 1e3))
-def test_moments_do_not_depend_on_how_a_series_is_cut_into_blocks(scores, cuts, limit):
-    """Up to the limit, which each block gets from those before it."""
-    whole = follow(NOTHING, np.array(scores), limit, RULE)
-    moments = NOTHING
-    for block in np.split(np.array(scores), sorted(cuts)):
-        moments = follow(moments, block, limit, RULE)
-    assert moments.count == whole.count
-    assert moments.mean == pytest.approx(whole.mean)
-    assert moments.variance == pytest.approx(whole.variance, abs=1e-6)
-
-
-@given(SERIES, st.floats(0, 1e3))
-def test_a_score_above_the_limit_counts_as_the_limit(scores, limit):
-    before, series = Moments(10, 1.0, 0.5), np.array(scores)
-    assert follow(before, series, limit, RULE) == follow(before, np.minimum(series, limit), math.inf, RULE)
-
-
-@given(SERIES, st.integers(0, 40))
-def test_gaps_have_no_moments(scores, at):
-    with_gap = np.insert(np.array(scores), min(at, len(scores)), math.nan)
-    assert follow(NOTHING, with_gap, 500, RULE) == follow(NOTHING, np.array(scores), 500, RULE)
-    assert follow(Moments(3, 1.0, 0.5), np.array([math.nan]), 500, RULE) == Moments(3, 1.0, 0.5)
-
-
-@given(st.integers(1, 60), SERIES)
-def test_the_past_weighs_no_more_than_the_memory(memory, scores):
-    rule = DecisionConfig(memory=memory)
-    found = follow(Moments(10**6, 5.0, 1.0), np.array(scores), math.inf, rule)
-    assert found.count == max(memory, len(scores))
-    assert found.variance >= 0
-    if len(scores) >= memory:
-        assert found.mean == pytest.approx(np.mean(scores))
-
-
-def judged_blocks(levels, rule, seed=0):
-    """Return the share of slots above the threshold, by block of 64, of a noisy series that takes these levels."""
-    generator = np.random.default_rng(seed)
-    moments, shares = Moments(rule.memory, 1.0, 0.01), []
-    for level in levels:
-        scores = level + generator.normal(0, 0.1, 64)
-        shares.append((scores > moments.mean + rule.final_sigmas * moments.deviation).mean())
-        moments = follow(moments, scores, moments.mean + rule.limit_sigmas * moments.deviation, rule)
-    return np.array(shares), moments
-
-
-@pytest.mark.parametrize("deviations", [5, 20, 50])
-def test_a_lasting_change_of_level_is_adapted_to_within_the_memory(deviations):
-    rule = DecisionConfig(memory=1280)
-    shares, moments = judged_blocks([1 + 0.1 * deviations] * 40, rule)
-    assert shares[0] > 0.9
-    assert (shares[rule.memory // 64 :] < 0.1).all()
-    assert moments.mean == pytest.approx(1 + 0.1 * deviations, rel=0.2)
-
-
-def test_a_short_anomaly_however_wild_does_not_blind_the_detector():
-    rule = DecisionConfig(memory=5000)
-    shares, moments = judged_blocks([1.0] * 20 + [1e9] + [1.0] * 20, rule)
-    assert shares[20] == 1
-    assert (np.delete(shares, 20) < 0.1).all()
-    assert moments.mean + 3 * moments.deviation < 2
 
 
 # p-values
@@ -226,7 +111,7 @@ def test_gaps_and_slots_outside_the_window_are_null_and_the_rest_are_the_windows
 @given(windows())
 def test_a_slot_is_anomalous_when_its_score_is_above_its_stages_threshold(window):
     one, scores = window
-    moments = SeriesMoments("v1", Moments(100, 2.0, 0.25), Moments(100, 3.0, 1.0))
+    moments = known((100, 2.0, 0.25), (100, 3.0, 1.0))
     thresholds = {"provisional": 2.0 + 0.5 * RULE.provisional_sigmas, "final": 3.0 + 1.0 * RULE.final_sigmas}
     for block in decided(one, scores, moments).blocks:
         assert block.threshold == thresholds[block.stage]
@@ -257,11 +142,10 @@ def test_a_hit_spans_the_anomalous_slots_of_its_block_and_has_the_highest_of_the
 @given(windows())
 def test_each_stage_follows_its_own_scores_and_a_block_is_judged_by_those_before_it(window):
     one, scores = window
-    before = initial_moments(MANIFEST, MANIFEST.entities[0])
     decision = decided(one, scores)
     blocks = {block.stage: block for block in decision.blocks}
     for stage in ("provisional", "final"):
-        wanted = getattr(before, stage)
+        wanted = getattr(KNOWN, stage)
         if stage in blocks:
             told = np.array(blocks[stage].scores, dtype=float)
             wanted = follow(wanted, told, wanted.mean + RULE.limit_sigmas * wanted.deviation, RULE)
@@ -314,7 +198,7 @@ def test_without_a_model_the_same_slots_are_told_as_gaps(window):
 
 
 def test_a_series_without_spread_still_gets_finite_numbers():
-    flat = SeriesMoments("v1", Moments(100, 1.0, 0.0), Moments(100, 1.0, 0.0))
+    flat = known((100, 1.0, 0.0), (100, 1.0, 0.0))
     decision = decided(notice(), view([2.0] * LENGTH), flat)
     assert all(math.isfinite(hit.z) for hit in decision.hits)
     assert all(block.preds == [True] * 4 for block in decision.blocks)
@@ -322,7 +206,7 @@ def test_a_series_without_spread_still_gets_finite_numbers():
 
 
 def test_a_score_at_the_threshold_is_normal():
-    even = SeriesMoments("v1", Moments(100, 1.0, 1.0), Moments(100, 1.0, 1.0))
+    even = known((100, 1.0, 1.0), (100, 1.0, 1.0))
     decision = decided(notice(), view([1 + RULE.provisional_sigmas] * LENGTH, [1 + RULE.final_sigmas] * LENGTH), even)
     assert decision.hits == []
 
@@ -334,3 +218,49 @@ def test_a_silence_between_two_lives_is_told_once(window):
     assert sum(block.gap_slots for block in told) == (321 if any(b.stage == "provisional" for b in told) else 0)
     silent = unscored(msgspec.structs.replace(one, gap_slots=321))
     assert sum(block.gap_slots for block in silent) == (321 if any(b.stage == "provisional" for b in silent) else 0)
+
+
+# Learning
+
+
+@given(windows())
+def test_nothing_is_anomalous_in_a_block_of_an_entity_that_is_too_new_and_the_block_says_so(window):
+    one, scores = window
+    decision = decided(one, scores, NEW)
+    assert decision.hits == []
+    assert all(block.learning and not any(block.preds) for block in decision.blocks)
+    assert not any(block.learning for block in decided(one, scores).blocks)
+
+
+@given(windows())
+def test_an_entity_that_is_too_new_gets_all_the_rest(window):
+    """Scores, p-values, evidence, and moments that follow."""
+    one, scores = window
+    new, old = decided(one, scores, NEW), decided(one, scores)
+    silent = [msgspec.structs.replace(block, preds=[False] * len(block.preds), learning=True) for block in old.blocks]
+    assert new.blocks == silent
+    assert (new.moments.provisional, new.moments.final) == (old.moments.provisional, old.moments.final)
+
+
+@given(windows(), st.integers(0, 10**6))
+def test_an_entity_is_followed_slot_by_slot_as_it_gets_its_first_scores(window, before):
+    one, scores = window
+    decision = decided(one, scores, msgspec.structs.replace(NEW, followed=before))
+    told = [score for block in decision.blocks if block.stage == "provisional" for score in block.scores]
+    assert decision.moments.followed == before + len(told) - told.count(None)
+
+
+@given(windows())
+def test_a_state_survives_its_topic_and_one_of_before_starts_to_learn(window):
+    moments = decided(*window).moments
+    assert msgspec.json.decode(msgspec.json.encode(moments), type=SeriesMoments) == moments
+    fields = {"version": "v1", "provisional": moments.provisional, "final": moments.final}
+    restored = msgspec.json.decode(msgspec.json.encode(fields), type=SeriesMoments)
+    assert restored == SeriesMoments("v1", moments.provisional, moments.final)
+    assert restored.followed == 0
+
+
+def test_a_block_of_before_was_judged():
+    told = msgspec.json.decode(msgspec.json.encode(decided(notice(), view([1.0] * LENGTH)).blocks[0]))
+    del told["learning"]
+    assert not msgspec.convert(told, ScoreBlock).learning

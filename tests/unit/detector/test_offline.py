@@ -1,11 +1,12 @@
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 
 from detector.decision import initial_moments
 from detector.engine import Detector, WindowBatch
-from detector.manifest import ScoringConfig
+from detector.manifest import DecisionConfig, ScoringConfig
 from detector.models import Model
 from detector.offline import cut_series, score_series
 from stream.grid import Geometry
@@ -14,6 +15,8 @@ from tests.builders import untrained
 
 GEOMETRY = Geometry(length=16, hop=4, lateness=1, final_delay=4, slack=16)
 MANIFEST, WEIGHTS = untrained(geometry=GEOMETRY, scoring=ScoringConfig(smoothing_size=9))
+# Few slots to learn from, so that short series are judged too.
+MANIFEST = msgspec.structs.replace(MANIFEST, decision=DecisionConfig(final_sigmas=0.1, learning=12, adapt_after=10))
 MODEL = Model(Detector(MANIFEST, WEIGHTS), np.arange(len(MANIFEST.channels)))
 BASE = 1_767_225_600
 
@@ -147,10 +150,26 @@ def test_cuts_are_those_of_the_live_fold_and_one_more_for_a_series_that_ended(on
 
 
 def test_the_first_final_scores_are_judged_by_what_training_said_of_the_entity():
-    one = ALL["plain"]
-    found = score_series(MODEL, one)
+    one, model = ALL["plain"], with_decision(learning=0)
+    found = score_series(model, one)
     fronts = [cut.end_slot - GEOMETRY.final_delay for cut in cut_series(GEOMETRY, one)]
     first = one.slots <= next(front for front in fronts if front >= one.slots[0])
-    moments = initial_moments(MANIFEST, MODEL.calibration("P-1")).final
-    threshold = moments.mean + MANIFEST.decision.final_sigmas * moments.variance**0.5
+    moments = initial_moments(model.manifest, model.calibration("P-1")).final
+    threshold = moments.mean + model.manifest.decision.final_sigmas * moments.variance**0.5
     np.testing.assert_array_equal(found.pred[first], found.score[first] > threshold)
+
+
+def test_a_series_is_learned_from_before_it_is_judged_and_its_scores_stay_the_same():
+    one = ALL["plain"]
+    found, at_once = score_series(MODEL, one), score_series(with_decision(learning=0), one)
+    scored = np.cumsum(~np.isnan(found.provisional))
+    assert at_once.pred[scored < 8].any()
+    assert not found.pred[scored <= 12 - GEOMETRY.final_delay].any()
+    assert found.pred.any()
+    np.testing.assert_array_equal(found.score, at_once.score)
+
+
+def with_decision(**changes):
+    decision = msgspec.structs.replace(MANIFEST.decision, **changes)
+    manifest = msgspec.structs.replace(MANIFEST, decision=decision)
+    return Model(Detector(manifest, WEIGHTS), MODEL.columns)

@@ -23,9 +23,8 @@ from tests.fakes import FIRST_SLOT, FakeAcknowledgements, InMemoryWindowStore, s
 GEOMETRY = Geometry(length=16, hop=4, lateness=1, final_delay=4, slack=400)
 MANIFEST, WEIGHTS = untrained(geometry=GEOMETRY, scoring=ScoringConfig(smoothing_size=9))
 # Low thresholds, so that an untrained network finds something to tell.
-MANIFEST = msgspec.structs.replace(
-    MANIFEST, decision=DecisionConfig(final_sigmas=1.0, provisional_sigmas=1.5, resolve_after=6)
-)
+DECISION = DecisionConfig(final_sigmas=1.0, provisional_sigmas=1.5, resolve_after=6, learning=18, adapt_after=10)
+MANIFEST = msgspec.structs.replace(MANIFEST, decision=DECISION)
 GEOMETRY_FIELDS = msgspec.structs.asdict(GEOMETRY)
 # Another order than the model's channels, which stand m0 c0 c1 c2 m1.
 FAMILY = FamilySettings(
@@ -180,6 +179,8 @@ def test_there_is_something_to_tell(whole):
     assert {alert.state for alert in whole.alerts} == {"firing", "updated", "resolved"}
     assert {block.entity for block in whole.blocks} == {"P-1", "never-trained", "x1"}
     assert any(score is None for score in by_slot(whole).values())
+    assert {block.learning for block in whole.blocks if block.entity == "P-1"} == {True, False}
+    assert any("new level learned" in alert.summary for alert in whole.alerts)
 
 
 @pytest.mark.parametrize("batches", [[1] * 100, [3] * 40, [10, 1, 20]], ids=["one by one", "threes", "mixed"])
@@ -283,6 +284,8 @@ def test_a_new_model_starts_from_its_own_calibration_and_keeps_the_episode(annou
     assert first.threshold == fresh.mean + other.decision.provisional_sigmas * fresh.variance**0.5
     after = outputs.last_states()["P-1"]
     assert (before["P-1"].moments.version, after.moments.version) == ("1", "2")
+    assert after.moments.followed > before["P-1"].moments.followed > DECISION.learning
+    assert not any(block.learning for block in outputs.blocks if block.model.version == "2")
     assert champions.refreshed == 2
 
 
