@@ -22,10 +22,10 @@ TINY = msgspec.structs.replace(
     cascade=_NETWORK,
     layers=(1, 2, 3, 4),
     detector_steps={"SMAP": 4, "MSL": 4, "SMD": 4},
-    cascade_steps=6,
+    cascade_steps=3,
     opponent_steps=2,
     levels=(2.0, 1e-9),
-    span=4,
+    span=2,
     rows={"SMD": NewestRows(train=300, test=200)},
 )
 
