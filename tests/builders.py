@@ -11,6 +11,7 @@ from detector.manifest import (
     COMPANION_VIEWS,
     Channel,
     CompanionConfig,
+    DecisionConfig,
     DenoiserConfig,
     EntityCalibration,
     Manifest,
@@ -49,6 +50,7 @@ def untrained(
         channels=channels,
         denoiser=denoiser,
         scoring=scoring,
+        decision=DecisionConfig(learning=48, adapt_after=24),  # short series see both
         companions=companions,
         entities=[_calibration(name, i + 1, numeric, scoring, companions) for i, name in enumerate(entities)],
         unseen=_calibration("", 0, numeric, scoring, companions),
