@@ -106,7 +106,10 @@ def final_delay(scores_path: str | Path) -> int | None:
 
 def numeric_columns(path: str | Path) -> list[str]:
     """Return a data file's numeric channels, in its own order."""
-    return [field.name for field in _schema(Path(path)) if pa.types.is_floating(field.type)]
+    reserved = (*TIME_COLUMNS, "entity", "label")
+    return [
+        field.name for field in _schema(Path(path)) if pa.types.is_floating(field.type) and field.name not in reserved
+    ]
 
 
 def _common_time(scores_path: Path, labels_path: Path) -> str:
@@ -135,10 +138,10 @@ def _read(path: Path, time: str, wanted: list[str], optional: list[str]) -> Rows
         raise UsageError(f"{path} has no rows")
     names, codes = _entities(path, table)
     times = _times(path, table.column(time))
+    if "entity" in table.column_names:
+        table = table.drop_columns(["entity"])
     order = np.lexsort((times, codes))
-    rows = Rows(path, names, codes[order], times[order], table.take(order))
-    _check_unique(rows)
-    return rows
+    return _without_repetitions(Rows(path, names, codes[order], times[order], table.take(order)))
 
 
 def _entities(path: Path, table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
@@ -161,10 +164,17 @@ def _times(path: Path, column: "pa.ChunkedArray[Any]") -> NDArray[np.int64]:
     return column.cast(pa.int64()).to_numpy()
 
 
-def _check_unique(rows: Rows) -> None:
+def _without_repetitions(rows: Rows) -> Rows:
+    """Keep a row that stands twice once; refuse two different rows of one entity and time."""
     again = np.flatnonzero((np.diff(rows.codes) == 0) & (np.diff(rows.times) == 0))
-    if len(again):
-        raise UsageError(f"{rows.path} has {rows.describe(again[0])} twice")
+    for row in again.tolist():
+        pair = rows.columns.slice(row, 2).to_pylist()
+        if repr(pair[0]) != repr(pair[1]):
+            raise UsageError(f"{rows.path} has {rows.describe(row)} twice, with different values")
+    if not len(again):
+        return rows
+    keep = np.setdiff1d(np.arange(len(rows.codes)), again)
+    return Rows(rows.path, rows.names, rows.codes[keep], rows.times[keep], rows.columns.take(keep))
 
 
 def _check_same_rows(scores: Rows, labels: Rows) -> None:

@@ -14,8 +14,12 @@ from training.labelled_scores import join
 from training.vus import volumes
 
 
-def repeat_row(table, row):
-    return pa.concat_tables([table, table.slice(row, 1)])
+def repeat_row(table, row, **changes):
+    again = table.slice(row, 1)
+    for name, value in changes.items():
+        at = table.column_names.index(name)
+        again = again.set_column(at, table.schema.field(name), pa.array([value], table.schema.field(name).type))
+    return pa.concat_tables([table, again])
 
 
 def without_row(table, row):
@@ -34,8 +38,8 @@ MISMATCHES = {
     "row missing": (lambda s, x: (without_row(s, 310), x), r"scores.* lacks a row of .*labels.*: b-2 at 10"),
     "last row missing": (lambda s, x: (without_row(s, 899), x), r"scores.* lacks a row of .*labels.*: calm at 299"),
     "row too many": (lambda s, x: (s, without_row(x, 310)), r"labels.* lacks a row of .*scores.*: b-2 at 10"),
-    "row twice": (lambda s, x: (repeat_row(s, 7), x), r"scores.* has a-1 at 7 twice"),
-    "label twice": (lambda s, x: (s, repeat_row(x, 301)), r"labels.* has b-2 at 1 twice"),
+    "row twice": (lambda s, x: (repeat_row(s, 7, score=0.123), x), r"scores.* has a-1 at 7 twice, with different"),
+    "label twice": (lambda s, x: (s, repeat_row(x, 301, label=1)), r"labels.* has b-2 at 1 twice, with different"),
     "entity missing": (lambda s, x: (s.slice(0, 2 * ROWS), x), r"scores.* lacks 1 entities of .*labels.*, first calm"),
     "entity foreign": (lambda s, x: (rename_entity(s, "b-2", "z"), x), r"scores.* lacks 1 entities .* first b-2"),
     "labels of fewer entities": (lambda s, x: (s, x.slice(0, ROWS)), r"labels.* lacks 2 entities .* first b-2"),
@@ -121,3 +125,12 @@ def test_channels_that_caused_an_event_are_found_by_their_number_in_the_data(cha
 def test_lists_that_do_not_fit_the_channels_are_refused(channelled, broken, cause):
     with pytest.raises(UsageError, match=cause):
         join(*channelled(**broken))
+
+
+def test_a_row_that_stands_twice_counts_once(files, noisy):
+    scores = scores_table(labels_table(), noisy)
+    once = join(*files(scores))
+    twice = join(*files(repeat_row(scores, 7), repeat_row(labels_table(), 301)))
+    for one, other in zip(once, twice, strict=True):
+        np.testing.assert_array_equal(one.score, other.score)
+        np.testing.assert_array_equal(one.labels, other.labels)
