@@ -10,7 +10,7 @@ TORCH_BACKEND ?=
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements/torch.txt)
 
-.PHONY: help setup check test demo paper lock clean
+.PHONY: help setup check test demo paper results lock clean
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
@@ -45,6 +45,10 @@ demo: setup ## Run the product live on this machine; options in ARGS="…".
 paper: setup ## Run the paper's experiments at quick scale on the data in TELLTALE_DATA; results in FOLDER.
 	@test -n "$(TELLTALE_DATA)" || { echo "TELLTALE_DATA wants the folder with SMAP_train.parquet and so on" >&2; exit 2; }
 	$(BIN)/telltale paper all --data "$(TELLTALE_DATA)" --folder "$(or $(FOLDER),.telltale/paper)" $(ARGS)
+
+results: setup ## Measure detector and opponents on the data in TELLTALE_DATA, three seeds; takes hours.
+	@test -n "$(TELLTALE_DATA)" || { echo "TELLTALE_DATA wants the folder with SMAP_train.parquet and so on" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.quality --data "$(TELLTALE_DATA)" --minutes 15 --out results.json $(ARGS)
 
 lock: setup ## Compile requirements/*.in to pinned files with hashes.
 	cd requirements && for name in stream torch detector dev bootstrap; do \

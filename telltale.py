@@ -167,6 +167,9 @@ def train(
     minutes: Annotated[float, typer.Option(help="Time budget of the training loop.", min=0.01)] = 5.0,
     seed: Seed = 0,
     promote: Annotated[bool, typer.Option(help="Make the new version the champion.")] = True,
+    alarms_per_week: Annotated[
+        float | None, typer.Option(help="Budget of false alarms an entity, from which thresholds follow.", min=0.001)
+    ] = None,
     interval: Interval = None,
     resume: Annotated[Path | None, typer.Option(help="Folder where an interrupted run is kept and goes on.")] = None,
     json: JsonFile = None,
@@ -205,7 +208,7 @@ def train(
         )
     if not ranks.leads:
         return
-    manifest = publish_trained(target, trained, device=device)
+    manifest = publish_trained(target, trained, device=device, alarms_per_week=alarms_per_week)
     if promote:
         target.promote(name, manifest.version)
     out.print(f"{name}@{manifest.version}{' is now champion' if promote else ''}", highlight=False)
@@ -359,6 +362,30 @@ def models_rollback(
 ) -> None:
     """Make the previous champion champion again."""
     out.print(f"{name}@{_registry(registry).rollback(name)} is champion again", highlight=False)
+
+
+@models_app.command("enrol")
+def models_enrol(
+    data: Annotated[
+        Path, typer.Option(help="Parquet file of normal rows of new entities.", exists=True, dir_okay=False)
+    ],
+    model: Annotated[str, typer.Option(help="REGISTRY/NAME or REGISTRY/NAME@VERSION.")],
+    promote: Annotated[bool, typer.Option(help="Make the new version the champion.")] = False,
+) -> None:
+    """Make entities known that training never saw, without training; publish the model as a new version."""
+    from detector.models import choose_device
+    from training.datasets import read_dataset
+    from training.enrol import enrol_and_publish
+    from training.score_file import find_model
+
+    registry, name, version = find_model(model)
+    dataset = read_dataset(data, interval_ms=registry.manifest(name, version).interval_ms)
+    enrolled = enrol_and_publish(registry, name, version, dataset, device=choose_device(load_settings().worker.device))
+    promoted = promote or registry.alias(name, "champion") is None
+    if promoted:
+        registry.promote(name, enrolled)
+    count = f"{len(dataset.series)} new {'entity' if len(dataset.series) == 1 else 'entities'}"
+    out.print(f"{name}@{enrolled}{' is now champion' if promoted else ''}, with {count}", highlight=False)
 
 
 @bench_app.command("pipeline")

@@ -1,1 +1,1 @@
-"""Speed, measured on the machine at hand: each benchmark is a command with a JSON result."""
+"""Speed and quality, measured on the machine at hand: each benchmark is a command with a JSON result."""

@@ -88,7 +88,7 @@ class SimulatorSource:
         """Plan the run so that its event time ends about now."""
         self._seed = seed
         self._fleets = {fleet.family: fleet for fleet in fleets()}
-        self._slots = max(int(seconds * self._entity_rows_per_s), 2 * self.geometry.length)
+        self._slots = max(int(seconds * self._entity_rows_per_s), 3 * self.geometry.length)
         self._first = int(time.time() * 1000) // _INTERVAL_MS - self._slots
         patterns = {"spacecraft": "sat-*", "servers": "host-*"}
         self.families = [
@@ -124,7 +124,9 @@ class SimulatorSource:
 
     def _plan(self, fleet: Fleet) -> list[Fault]:
         count = max(1, self._slots * len(fleet.entities) // _FAULT_EVERY_ROWS)
-        return plan_faults(fleet, self._seed, self._first + self.geometry.length // 2, self._first + self._slots, count)
+        return plan_faults(
+            fleet, self._seed, self._first + self.geometry.length + self.geometry.hop, self._first + self._slots, count
+        )
 
     def _dataset(
         self, fleet: Fleet, values: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]], first: int

@@ -261,7 +261,7 @@ def _ranges(manifest: Manifest) -> Iterator[tuple[str, int, int, int]]:
     for start in manifest.scoring.starts:
         yield "scoring.starts", start, 1, config.timesteps
     if manifest.companions:
-        for field in ("lags", "window", "windows"):
+        for field in ("lags", "window", "windows", "activity"):
             yield f"companions.{field}", getattr(manifest.companions, field), 1, MAX_DIMENSION
     for entity in (manifest.unseen, *manifest.entities):
         yield f"index of {entity.name}", entity.index, 0, config.entities

@@ -1,16 +1,20 @@
-"""Views beside the reconstruction: a one-step prediction and the nearest training window, fitted once an entity.
+"""Views beside the reconstruction, fitted once an entity: one-step prediction, nearest training window, activity.
 
 Each fails where the others do not: the network carries through what it has not learned to doubt, a regression on the
-last values tells a jump from a drift, and a stretch that no training window resembles is odd however well it is
-predicted. Knows no diffusion and no threshold; `training.companions` fits it.
+last values tells a jump from a drift, a stretch that no training window resembles is odd however well it is predicted,
+and a channel that stands still, or shakes, is odd while every single value is normal. Knows no diffusion and no
+threshold; `training.companions` fits it.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from detector.entity_table import INPUT_LIMIT
 from detector.manifest import CompanionConfig
 
+# Added to a channel's deviation before its logarithm, in scaled units: below, nothing counts as movement.
+STILL = 0.02
 # Where the fitted tensors stand among a checkpoint's weights.
 PREFIX = "companions."
 
@@ -20,12 +24,14 @@ class Companions(nn.Module):
 
     coefficients: (E + 1, C, lags), oldest lag first, and intercept (E + 1, C), in scaled units.
     windows: (E + 1, M, C, W) training windows. window_slots: (E + 1, M) int64, the slot in the middle of each.
+    usual_activity: (E + 1, C), the middle of what training shows.
     """
 
     coefficients: Tensor
     intercept: Tensor
     windows: Tensor
     window_slots: Tensor
+    usual_activity: Tensor
 
     def __init__(self, config: CompanionConfig, numeric: int, entities: int) -> None:
         """Make room for the fitted tensors."""
@@ -35,9 +41,13 @@ class Companions(nn.Module):
         self.register_buffer("intercept", torch.zeros(rows, numeric))
         self.register_buffer("windows", torch.zeros(rows, config.windows, numeric, config.window))
         self.register_buffer("window_slots", torch.zeros(rows, config.windows, dtype=torch.int64))
+        self.register_buffer("usual_activity", torch.zeros(rows, numeric))
+        self._activity = config.activity
 
     def forward(self, x: Tensor, valid: Tensor, row: Tensor, own_slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return residuals and expected values of both views, each (2, B, C, L) in scaled units.
+        """Return residuals and expected values of the views, each (3, B, C, L) in scaled units.
+
+        The activity's residual is a difference of logarithms, and it expects the mean around a slot.
 
         x: (B, C, L), 0 where missing. valid: boolean, same shape. row: (B,) of the entities. own_slots: (B, L), given
         for training data: windows that overlap a slot's own don't count as its neighbours.
@@ -45,7 +55,9 @@ class Companions(nn.Module):
         filled = fill_gaps(x, valid)
         predicted = self._predict(filled, row)
         distance, nearest = self._nearest(filled, row, own_slots)
-        return torch.stack([(x - predicted).abs(), distance]), torch.stack([predicted, nearest])
+        log_deviation, mean = activity(x, valid, self._activity)
+        unusual = (log_deviation - self.usual_activity[row][..., None]).abs()
+        return torch.stack([(x - predicted).abs(), distance, unusual]), torch.stack([predicted, nearest, mean])
 
     def _predict(self, filled: Tensor, row: Tensor) -> Tensor:
         """Predict every slot from the `lags` slots before it; the first value stands for those before the window."""
@@ -75,6 +87,20 @@ class Companions(nn.Module):
             apart = (own_slots[:, None] - self.window_slots[row]).abs()
             closeness = closeness.masked_fill(apart < self.windows.shape[-1], -torch.inf)
         return self.windows[row, closeness.argmax(1)]
+
+
+def activity(x: Tensor, valid: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the logarithm of the deviation of present values within `size` slots around each, and their mean.
+
+    x: (B, C, L), 0 where missing, taken within INPUT_LIMIT. Slots beyond the window's ends don't count.
+    """
+    x, present = x.clamp(-INPUT_LIMIT, INPUT_LIMIT), valid.to(x.dtype)
+    kernel = torch.ones(1, 1, size, dtype=torch.float64, device=x.device)
+    moments = torch.stack([present, x * present, x.square() * present]).double()  # (3, B, C, L)
+    count, total, squares = F.conv1d(moments.view(-1, 1, x.shape[-1]), kernel, padding=size // 2).view(moments.shape)
+    mean = total / count.clamp(min=1)
+    variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
+    return (variance.sqrt() + STILL).log().to(x.dtype), mean.to(x.dtype)
 
 
 def fill_gaps(x: Tensor, valid: Tensor) -> Tensor:

@@ -39,13 +39,15 @@ class Denoiser(nn.Module):
         for parameter in self.output.parameters():
             nn.init.zeros_(parameter)
 
-    def encode_condition(self, commands: Tensor, entity: Tensor) -> Tensor:
+    def encode_condition(self, commands: Tensor, entity: Tensor, context: Tensor | None = None) -> Tensor:
         """Encode what the reconstruction is conditioned on, once a window, for all timesteps.
 
-        commands: (B, K, L) in {-1 off, 0 missing, 1 on}. entity: (B,) int64, 0 for one never seen.
+        commands: (B, K, L) in {-1 off, 0 missing, 1 on}. entity: (B,) int64, 0 for one never seen. context:
+        (B, 2 C + K, L'), other stretches of the windows' entities; where given, a network that encodes entities from
+        their data takes the vectors of known ones from it, not from its table.
         Returns the layers' gate inputs, (layers, B, 2 H, L / patch), or (layers, B, 2 H, 1) without commands.
         """
-        gates: Tensor = self.condition(commands, entity)
+        gates: Tensor = self.condition(commands, entity, context)
         return gates
 
     def forward(self, x_t: Tensor, valid: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
@@ -76,7 +78,11 @@ class Denoiser(nn.Module):
 
 
 class Condition(nn.Module):
-    """Commands in a dense space plus the entity's embedding, projected to every layer's gate at once."""
+    """Commands in a dense space plus the entity's vector, projected to every layer's gate at once.
+
+    `entity` is the table of vectors. It is learned, or, but for the unseen entity's row 0, filled after training with
+    what `encoder` says of every entity's training data.
+    """
 
     def __init__(self, config: DenoiserConfig) -> None:
         """Leave out the parts that the config switches off."""
@@ -93,15 +99,45 @@ class Condition(nn.Module):
         )
         self.entity = nn.Embedding(config.entities + 1, width)
         self.gates = nn.Conv1d(width, config.layers * 2 * width, 1)
+        self.encoder = ContextEncoder(config) if encodes_entities(config) else None
 
-    def forward(self, commands: Tensor, entity: Tensor) -> Tensor:
+    def forward(self, commands: Tensor, entity: Tensor, context: Tensor | None) -> Tensor:
         """See `Denoiser.encode_condition`."""
         index = entity if self.use_entity else torch.full_like(entity, UNSEEN_ENTITY)
-        dense = self.entity(index)[..., None]  # (B, H, 1)
+        vector = self.entity(index)  # (B, H)
+        if self.encoder is not None and context is not None:
+            vector = torch.where((index == UNSEEN_ENTITY)[:, None], vector, self.encoder(context))
+        dense = vector[..., None]  # (B, H, 1)
         if self.commands is not None:
             dense = dense + self.commands(commands)  # (B, H, L)
         gates: Tensor = self.gates(F.silu(dense))
         return gates.view(len(gates), self.layers, -1, gates.shape[-1]).transpose(0, 1)  # (layers, B, 2 H, L)
+
+
+class ContextEncoder(nn.Module):
+    """Say in one vector what an entity is like, from a stretch of its normal data."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        """Stride so that the mean over time weighs some summaries of 16 slots each."""
+        super().__init__()
+        self.numeric, width = config.numeric, config.width
+        self.inputs = 2 * config.numeric + config.commands * config.use_commands
+        self.summaries = nn.Sequential(
+            nn.Conv1d(self.inputs, width, 7, stride=4, padding=3),
+            nn.SiLU(),
+            nn.Conv1d(width, width, 5, stride=4, padding=2),
+            nn.SiLU(),
+        )
+        self.out = nn.Linear(width, width)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Encode x, valid and commands of the stretches, (B, 2 C + K, L), as (B, H)."""
+        summaries = self.summaries(context[:, : self.inputs])  # (B, H, L / 16)
+        present = context[:, self.numeric : 2 * self.numeric].amax(1, keepdim=True)  # (B, 1, L)
+        share = F.adaptive_avg_pool1d(present, summaries.shape[-1])  # (B, 1, L / 16)
+        mean = (summaries * share).sum(-1) / share.sum(-1).clamp(min=1e-6)
+        vector: Tensor = self.out(mean)
+        return vector
 
 
 class TimestepEmbedding(nn.Module):
@@ -149,6 +185,11 @@ class CascadeLayer(nn.Module):
         h = self.out(F.gelu(self.s4(_tanh(signal) * torch.sigmoid(opening))))
         residual, skip = h.chunk(2, 1)
         return (x + residual) * math.sqrt(0.5), skip
+
+
+def encodes_entities(config: DenoiserConfig) -> bool:
+    """Say whether the network takes an entity's vector from its data."""
+    return config.use_entity and config.entity_source == "context"
 
 
 def _tanh(x: Tensor) -> Tensor:

@@ -16,15 +16,12 @@ from torch import Tensor
 from detector.companions import PREFIX, Companions
 from detector.denoiser import Denoiser
 from detector.diffusion import NoiseSchedule, ddim
-from detector.entity_table import EntityTable
+from detector.entity_table import INPUT_LIMIT, EntityTable
 from detector.manifest import Manifest
 from detector.noise import slot_noise
-from detector.scoring import smooth, smoothing_weights, top_channels
+from detector.scoring import combine_views, smooth, smoothing_weights, top_channels
 from stream.contracts import Stage
 
-# The network sees at most this many scaled units; training data lies within 1. What it is compared with is the true
-# value, so a larger deviation always gives a larger residual.
-INPUT_LIMIT = 3.0
 # Normal values fill [-1, 1], so nothing beyond is ever expected (the clipping of x0 in Ho et al.'s sampler).
 EXPECTED_LIMIT = 1.0
 # Network runs in one pass (windows times starts): few enough for activations to stay in a core's cache.
@@ -113,10 +110,10 @@ class Detector:
         self._numeric = [i for i, kind in enumerate(kinds) if kind == "numeric"]
         self._commands = [i for i, kind in enumerate(kinds) if kind == "command"]
         self._starts = torch.tensor(manifest.scoring.starts, device=self.device)
-        length, delay = manifest.geometry.length, manifest.geometry.final_delay
+        length, delay, scoring = manifest.geometry.length, manifest.geometry.final_delay, manifest.scoring
         self._smoothing: dict[Stage, Tensor] = {
-            "provisional": smoothing_weights(manifest.scoring, length, 0).to(self.device),
-            "final": smoothing_weights(manifest.scoring, length, delay).to(self.device),
+            "provisional": smoothing_weights(scoring, length, 0, scoring.provisional_size).to(self.device),
+            "final": smoothing_weights(scoring, length, delay).to(self.device),
         }
 
     def score(self, windows: WindowBatch) -> WindowScores:
@@ -276,7 +273,7 @@ class Detector:
     def _scores(self, views: _Views) -> tuple[Tensor, ...]:
         inputs, groups, table = views.inputs, self._groups(views), self._calibration
         score = {
-            stage: (smoothed / table.levels(stage, inputs.row)[..., None]).amax(0)  # (B, L)
+            stage: combine_views(smoothed, table.levels(stage, inputs.row)[..., None])  # (B, L)
             for stage, smoothed in self._smoothed(inputs, groups.residual).items()
         }
         relative = groups.residual / table.levels("final", inputs.row)[..., None, None]

@@ -8,6 +8,9 @@ from torch import Tensor
 from detector.manifest import EntityCalibration, Manifest
 from stream.contracts import Stage
 
+# The network sees at most this many scaled units; training data lies within 1. What it is compared with is the true
+# value, so a larger deviation always gives a larger residual.
+INPUT_LIMIT = 3.0
 # Far beyond any sensor, yet its residual stays finite in float32 when it is divided by scale and summed over a window.
 VALUE_LIMIT = 1e9
 

@@ -8,8 +8,8 @@ import msgspec
 from stream.grid import Geometry
 
 SCHEMA_VERSION: Literal[1] = 1
-# What stands beside the reconstruction, where companions are configured: prediction and nearest window.
-COMPANION_VIEWS = 2
+# What stands beside the reconstruction, where companions are configured: prediction, nearest window and activity.
+COMPANION_VIEWS = 3
 
 
 class Channel(msgspec.Struct, frozen=True):
@@ -22,8 +22,9 @@ class Channel(msgspec.Struct, frozen=True):
 class DenoiserConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Hyper-parameters of the network (paper, Figure 1 and Table 2) and its noise schedule.
 
-    numeric: C reconstructed channels. commands: K command channels. entities: E trained entities, without the
-    reserved index 0 of an entity never seen. state: N. patch: slots that the cascade sees as one position, 1 in the
+    numeric: C reconstructed channels. commands: K command channels. entities: E known entities, without the
+    reserved index 0 of an entity never seen. entity_source: whether an entity's vector is learned with the weights or
+    encoded from a stretch of its normal data. state: N. patch: slots that the cascade sees as one position, 1 in the
     paper; it must divide the window's length. layer: what extracts long-term features, the diagonal or the full state
     space or, as in the paper's Table 6, a dilated convolution. timesteps: T of a linear beta schedule.
     """
@@ -40,6 +41,7 @@ class DenoiserConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     layer: Literal["s4d", "s4", "res"] = "s4d"
     use_commands: bool = True
     use_entity: bool = True
+    entity_source: Literal["id", "context"] = "id"
     timesteps: int = 200
     beta_first: float = 1e-4
     beta_last: float = 0.02
@@ -49,9 +51,10 @@ class ScoringConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How residuals become a score.
 
     starts: start timesteps whose reconstructions are averaged. sampler_steps: network calls from each start.
-    smoothing: kernel of eq. 5 and its size in slots (odd). smoothing_power: power of the residuals of which the kernel
-    takes the mean, and then the root: 1 as in the paper, 2 for root mean square. top_channels: the score averages so
-    many most deviating channels. noise_seed: seed of the per-slot noise. sigmas: half-width of the band around what is
+    smoothing: kernel of eq. 5 and its size in slots (odd). provisional_size: the size for the score known at once, if
+    that is another; half a kernel is left of it. smoothing_power: power of the residuals of which the kernel takes the
+    mean, and then the root: 1 as in the paper, 2 for root mean square. top_channels: the score averages so many most
+    deviating channels. noise_seed: seed of the per-slot noise. sigmas: half-width of the band around what is
     expected, in deviations.
     """
 
@@ -59,6 +62,7 @@ class ScoringConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     sampler_steps: int = 1
     smoothing: Literal["hanning", "hamming", "bartlett"] = "hanning"
     smoothing_size: int = 201
+    provisional_size: int | None = None
     smoothing_power: int = 1
     top_channels: int = 5
     noise_seed: int = 0
@@ -69,11 +73,13 @@ class CompanionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The views beside the reconstruction: how far a prediction looks back, and the training windows kept an entity.
 
     lags: slots before the predicted one. window: W, slots of a training window. windows: M, how many are kept.
+    activity: slots over which it is measured how much a channel moves (odd).
     """
 
     lags: int = 60
     window: int = 25
     windows: int = 1000
+    activity: int = 51
 
 
 class DecisionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,7 +92,7 @@ class DecisionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     anomalous. adapt_after: an alarm of more scored slots than these is the new normal level; 0 keeps alarming.
     """
 
-    final_sigmas: float = 4.0
+    final_sigmas: float = 3.5
     provisional_sigmas: float = 6.0
     limit_sigmas: float = 12.0
     memory: int = 2000
@@ -111,7 +117,7 @@ class Moments(msgspec.Struct, frozen=True):
 class EntityCalibration(msgspec.Struct, frozen=True, kw_only=True):
     """What training data said of one entity.
 
-    index: row of the entity embedding (0 for the entry of unseen entities). minimum, maximum: (C,) of the training
+    index: row of the entities' vectors (0 for the entry of unseen entities). minimum, maximum: (C,) of the training
     values, mapped to [-1, 1]. residual_scale: (S, C), mean + standard deviation of |x - x_hat| in scaled units for
     each start timestep, then for each companion. provisional_levels, final_levels: what counts as 1 in the smoothed
     score of the reconstruction and of each companion. provisional, final: moments of the two scores on training data.

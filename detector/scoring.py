@@ -29,12 +29,21 @@ def top_channels(residual: Tensor, valid: Tensor, count: int) -> Tensor:
     return (largest * found).sum(1) / found.sum(1).clamp(min=1)
 
 
-def smoothing_weights(config: ScoringConfig, length: int, lookahead: int) -> Tensor:
+def combine_views(smoothed: Tensor, levels: Tensor) -> Tensor:
+    """Combine the views' smoothed scores (G, ...) into one (...): the mean of square roots, squared.
+
+    levels: (G, ...), what counts as 1 in each. One view that is far off its level counts less than in a plain mean.
+    """
+    return (smoothed / levels).sqrt().mean(0).square()
+
+
+def smoothing_weights(config: ScoringConfig, length: int, lookahead: int, size: int | None = None) -> Tensor:
     """Return the weight (L, L) of slot i's residual in slot j's score: c(i - j) of eq. 5, zero beyond `lookahead`.
 
-    The smoothing kernel reaches half its size back. Hanning and Bartlett kernels are zero at their ends.
+    size: of the kernel, in slots, where it isn't the configured one. The smoothing kernel reaches half its size back.
+    Hanning and Bartlett kernels are zero at their ends.
     """
-    reach = config.smoothing_size // 2
+    reach = (size or config.smoothing_size) // 2
     kernel = torch.from_numpy(SMOOTHING[config.smoothing](2 * reach + 1)).float()
     lag = torch.arange(length)[:, None] - torch.arange(length)
     inside = (lag >= -reach) & (lag <= min(reach, lookahead))

@@ -83,6 +83,7 @@ def random_companions(config: CompanionConfig, numeric: int, entities: int, seed
     companions.intercept.normal_(0, 0.1, generator=generator)
     companions.windows.normal_(0, 0.7, generator=generator)
     companions.window_slots.random_(0, 1000, generator=generator)
+    companions.usual_activity.normal_(-1, 0.3, generator=generator)
     return {f"{PREFIX}{name}": tensor for name, tensor in companions.state_dict().items()}
 
 

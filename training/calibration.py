@@ -10,14 +10,17 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from detector.checkpoint import Golden
 from detector.engine import Detector, WindowBatch
-from detector.manifest import COMPANION_VIEWS, EntityCalibration, Manifest, Moments, Tail
+from detector.manifest import COMPANION_VIEWS, DecisionConfig, EntityCalibration, Manifest, Moments, Tail
+from detector.scoring import combine_views
 from stream.frames import frame
 from training.datasets import Dataset, Series, window_ends
 from training.sampling import split_row
+from training.threshold import budget_sigmas
 from training.trainer import TrainedModel
 
 # Added to every residual scale, in scaled units: a channel that training shows as constant may still have some noise.
@@ -35,6 +38,8 @@ GOLDEN_WINDOWS = 4
 _BATCH = 64
 # Windows of short hops are many and alike: one in so many rows is enough.
 _ROWS_PER_WINDOW = 32
+# An entity's windows are thinned to no fewer than this: scales and levels are known by then.
+_ENOUGH_WINDOWS = 160
 _UNSEEN_WINDOWS = 512
 # Scores are smoothed; moments want at least so many smoothing kernels' worth of held-out rows.
 _KERNELS = 10
@@ -55,13 +60,18 @@ class _Live(NamedTuple):
 
 
 def calibrate(
-    trained: TrainedModel, *, device: str = "cpu", on_entity: Callable[[str], None] = lambda entity: None
+    trained: TrainedModel,
+    *,
+    device: str = "cpu",
+    alarms_per_week: float | None = None,
+    on_entity: Callable[[str], None] = lambda entity: None,
 ) -> Manifest:
     """Return the manifest of a trained model; version, creation time and files are left to the checkpoint's writer.
 
     Residual scales come from all training rows. Moments of scores come from held-out rows where they are many enough
     for the smoothing size, else from all rows. What an unseen entity may expect is measured by showing windows of all
-    entities under no entity's name.
+    entities under no entity's name. alarms_per_week: budget of false alarms an entity, see `threshold.budget_sigmas`;
+    without it, thresholds are the default numbers of sigmas.
     """
     draft = _draft(trained)
     entries = [draft.unseen, *draft.entities]
@@ -81,12 +91,16 @@ def calibrate(
         scores.append(live)
         on_entity(entries[index].name)
     known = list(zip(scores[1:], entries[1:], strict=True))
+    provisional = [_z(live.provisional, entry.provisional) for live, entry in known]
+    final = [_z(live.final, entry.final) for live, entry in known]
+    rule = _rule(trained, DecisionConfig(), provisional, final, alarms_per_week)
     return msgspec.structs.replace(
         detector.manifest,
         unseen=entries[0],
         entities=entries[1:],
-        provisional_tail=_tail([_z(live.provisional, entry.provisional) for live, entry in known]),
-        final_tail=_tail([_z(live.final, entry.final) for live, entry in known]),
+        decision=rule,
+        provisional_tail=_tail(provisional),
+        final_tail=_tail(final),
     )
 
 
@@ -174,7 +188,8 @@ def _unseen_windows(trained: TrainedModel) -> _Shown:
 
 def _thinned_ends(trained: TrainedModel, series: Series) -> NDArray[np.int64]:
     hop = trained.geometry.hop
-    return window_ends(series, hop)[:: max(1, _ROWS_PER_WINDOW // hop)]
+    ends = window_ends(series, hop)
+    return ends[:: max(1, _ROWS_PER_WINDOW // hop, len(ends) // _ENOUGH_WINDOWS)]
 
 
 def _residual_scale(detector: Detector, shown: _Shown) -> NDArray[np.float64]:
@@ -201,6 +216,26 @@ def _live_scores(detector: Detector, shown: _Shown) -> _Live:
         provisional.append(_new_scores(detector, windows, scores[0], 0))
         final.append(_new_scores(detector, windows, scores[1], delay))
     return _Live(*(_joined(parts) for parts in (provisional, final)))
+
+
+def _rule(
+    trained: TrainedModel,
+    rule: DecisionConfig,
+    provisional: Sequence[NDArray[np.float64]],
+    final: Sequence[NDArray[np.float64]],
+    alarms_per_week: float | None,
+) -> DecisionConfig:
+    """Let an entity learn, and adapt, for one window; raise the thresholds to what a budget of alarms asks for."""
+    length, interval = trained.geometry.length, trained.dataset.interval_ms
+    rule = msgspec.structs.replace(rule, learning=length, adapt_after=length)
+    if alarms_per_week is None:
+        return rule
+    wanted = [budget_sigmas(z, interval, alarms_per_week, rule.resolve_after) for z in (provisional, final)]
+    return msgspec.structs.replace(
+        rule,
+        provisional_sigmas=max(rule.provisional_sigmas, wanted[0]),
+        final_sigmas=max(rule.final_sigmas, wanted[1]),
+    )
 
 
 def _joined(parts: list[_Scores]) -> _Scores:
@@ -242,7 +277,8 @@ def _levels(groups: NDArray[np.float64]) -> tuple[float, ...]:
 
 
 def _combined(stage: _Scores, levels: tuple[float, ...]) -> _Scores:
-    return _Scores((stage.scores / np.array(levels)[:, None]).max(0), stage.slots)
+    together = combine_views(torch.from_numpy(stage.scores), torch.tensor(levels)[:, None])
+    return _Scores(together.numpy(), stage.slots)
 
 
 def _first_held_out(trained: TrainedModel, series: Series | None) -> int:

@@ -9,8 +9,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector.companions import PREFIX, Companions
-from detector.engine import INPUT_LIMIT
+from detector.companions import PREFIX, Companions, activity
+from detector.entity_table import INPUT_LIMIT
 from detector.manifest import CompanionConfig
 from training.baselines.ridge import fit_regression
 from training.datasets import Dataset
@@ -27,7 +27,10 @@ Values = NDArray[np.float64]
 def companions_for(config: CompanionConfig, numeric: int) -> CompanionConfig:
     """Shorten the windows so that one holds at most MOST_VALUES values."""
     return CompanionConfig(
-        lags=config.lags, window=max(1, min(config.window, MOST_VALUES // numeric)), windows=config.windows
+        lags=config.lags,
+        window=max(1, min(config.window, MOST_VALUES // numeric)),
+        windows=config.windows,
+        activity=config.activity,
     )
 
 
@@ -42,6 +45,7 @@ def fit_companions(config: CompanionConfig, dataset: Dataset, scaling: Scaling, 
         generator = np.random.default_rng([seed, row])
         _fit_prediction(companions, row, values)
         _keep_windows(companions, row, values, at, generator)
+        companions.usual_activity[row] = _usual_activity(values, config.activity)
     return {f"{PREFIX}{name}": tensor for name, tensor in companions.state_dict().items()}
 
 
@@ -62,6 +66,14 @@ def _fit_prediction(companions: Companions, row: int, values: Values) -> None:
         if len(newest):
             companions.coefficients[row, channel, -len(newest) :] = torch.from_numpy(newest).float()
         companions.intercept[row, channel] = float(regression.mean - newest @ regression.mean_lags)
+
+
+def _usual_activity(values: Values, size: int) -> Tensor:
+    """Return the middle of the activity's central 99 % by channel, (C,)."""
+    x = torch.from_numpy(values.T[None].astype(np.float32))
+    log_deviation, _ = activity(x, torch.ones_like(x, dtype=torch.bool), size)
+    low, high = np.quantile(log_deviation[0].numpy(), [0.005, 0.995], axis=1)
+    return torch.from_numpy((low + high) / 2).float()
 
 
 def _keep_windows(

@@ -140,7 +140,7 @@ class Fit:
         x_t = self.schedule.q_sample(batch.x, batch.timestep, batch.noise) * batch.valid
         lower = self._plan.precision == "bfloat16"
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=lower):
-            condition = denoiser.encode_condition(batch.commands, batch.entity)
+            condition = denoiser.encode_condition(batch.commands, batch.entity, batch.context)
             noise = denoiser(x_t, batch.valid, batch.timestep, condition)
         error: Tensor = ((noise.float() - batch.noise).square() * batch.valid).sum()
         return error

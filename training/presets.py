@@ -21,7 +21,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
     learning_rate_course: how the learning rate goes over the run. hop_ratio: alpha of the paper's section 4.1, training
     frames lie alpha * L slots apart; without it, windows are cut at random. precision: of activations, by autocast.
     recompute: compute activations again in the backward pass, which takes a third more time and far less memory.
-    companions: the views beside the reconstruction, None for the paper's detector.
+    companions: the views beside the reconstruction, None for the paper's detector. entity_source: see `DenoiserConfig`.
     """
 
     geometry: Geometry
@@ -41,6 +41,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
     precision: Literal["float32", "bfloat16"] = "float32"
     recompute: bool = False
     companions: CompanionConfig | None = None
+    entity_source: Literal["id", "context"] = "id"
 
     def __post_init__(self) -> None:
         """Raise ValueError for frames that would leave rows out."""
@@ -51,7 +52,9 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
         """Fit the score to a geometry that is not the preset's: a final score looks back as far as it looks ahead."""
         if geometry.final_delay == self.geometry.final_delay:
             return self.scoring
-        return msgspec.structs.replace(self.scoring, smoothing_size=max(PAPER_SMOOTHING, 2 * geometry.final_delay + 1))
+        size = max(PAPER_SMOOTHING, 2 * geometry.final_delay + 1)
+        shorter = self.scoring.provisional_size and max(PAPER_SMOOTHING, geometry.final_delay | 1)
+        return msgspec.structs.replace(self.scoring, smoothing_size=size, provisional_size=shorter)
 
     def denoiser(self, numeric: int, commands: int, entities: int, length: int) -> DenoiserConfig:
         """Fit the network to a data set; the patch is the largest up to the preset's that divides the length.
@@ -69,6 +72,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
             state=self.state,
             patch=patch,
             layer=self.layer,
+            entity_source=self.entity_source,
             timesteps=self.timesteps,
         )
 
@@ -78,7 +82,7 @@ PRESETS: dict[str, Preset] = {
     # Learning rate, starts, smoothing and companions are those that find injected anomalies best: docs/experiments.md.
     "small": Preset(
         geometry=Geometry(),
-        scoring=ScoringConfig(starts=(10, 40), smoothing_size=101, smoothing_power=2),
+        scoring=ScoringConfig(starts=(10, 40), smoothing_size=201, provisional_size=101, smoothing_power=2),
         companions=CompanionConfig(),
         layers=4,
         width=48,

@@ -48,9 +48,14 @@ def train_and_publish(
     return publish_trained(registry, trained, device=device)
 
 
-def publish_trained(registry: Registry, trained: TrainedModel, *, device: str = "cpu") -> Manifest:
-    """Calibrate a trained model, publish it as a new version and return its manifest."""
-    manifest = calibrate(trained, device=device)
+def publish_trained(
+    registry: Registry, trained: TrainedModel, *, device: str = "cpu", alarms_per_week: float | None = None
+) -> Manifest:
+    """Calibrate a trained model, publish it as a new version and return its manifest.
+
+    alarms_per_week: false alarms that an entity may raise; without it, thresholds are the default numbers of sigmas.
+    """
+    manifest = calibrate(trained, device=device, alarms_per_week=alarms_per_week)
     golden = golden_windows(Detector(manifest, trained.weights, device), trained.dataset)
     version = registry.publish(trained.name, manifest, trained.weights, golden)
     return msgspec.structs.replace(manifest, version=version)

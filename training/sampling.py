@@ -3,7 +3,7 @@
 They are random cuts of training rows, or the paper's frames: blocks of L slots that overlap (section 4.1).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detector.denoiser import UNSEEN_ENTITY
-from detector.engine import INPUT_LIMIT
+from detector.entity_table import INPUT_LIMIT
 from stream.grid import Geometry
 from training.datasets import Dataset, Series
 from training.scaling import Scaling, scale
@@ -26,7 +26,10 @@ _UNSEEN_CHANCE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class TrainingBatch:
-    """Windows in the network's terms: x, valid, noise (B, C, L), commands (B, K, L), entity, timestep (B,)."""
+    """Windows in the network's terms: x, valid, noise (B, C, L), commands (B, K, L), entity, timestep (B,).
+
+    context: (B, 2 C + K, L), x, valid and commands of another stretch of the same entity; empty where none is drawn.
+    """
 
     x: Tensor
     valid: Tensor
@@ -34,6 +37,7 @@ class TrainingBatch:
     entity: Tensor
     timestep: Tensor
     noise: Tensor
+    context: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def to(self, device: str) -> "TrainingBatch":
         """Move every tensor to a device."""
@@ -60,14 +64,18 @@ class _Rows:
 class WindowSampler:
     """Draws batches of windows; what it draws depends on the generator alone."""
 
-    def __init__(self, dataset: Dataset, scaling: Scaling, geometry: Geometry, timesteps: int) -> None:
-        """Scale the rows once."""
+    def __init__(
+        self, dataset: Dataset, scaling: Scaling, geometry: Geometry, timesteps: int, *, contexts: bool = False
+    ) -> None:
+        """Scale the rows once. contexts: draw one for every window too."""
+        self._contexts = contexts
         self.length = geometry.length
         self._timesteps = timesteps
         self._series = [_network_rows(dataset, scaling, index) for index in range(len(dataset.series))]
         self._split = np.array([split_row(series) for series in dataset.series])
         self._sizes = np.array([len(series.slots) for series in dataset.series])
         self.rows = int(self._split.sum())
+        self.series = len(self._split)
 
     def training(self, generator: np.random.Generator, batch: int) -> TrainingBatch:
         """Draw windows that end in the fitted part of a series, an entity as often as it has rows."""
@@ -102,7 +110,14 @@ class WindowSampler:
         last = generator.integers(self._split[chosen], self._sizes[chosen])
         numeric, commands = self._cut(chosen, self._slots(chosen, last))
         timestep = np.linspace(1, self._timesteps, batch).round().astype(np.int64)
-        return _batch(generator, numeric, commands, chosen + 1, timestep)
+        held_out_windows = _batch(generator, numeric, commands, chosen + 1, timestep)
+        return self._with_context(generator, held_out_windows, chosen, self._slots(chosen, last), lossy=False)
+
+    def stretches(self, index: int, most: int) -> Tensor:
+        """Cut stretches evenly spread over the fitted part of a series, as contexts, (S <= most, 2 C + K, L)."""
+        slots = self._series[index].slots[: self._split[index]]
+        rows = np.unique(np.linspace(self._first_whole(index), len(slots) - 1, most).round().astype(np.int64))
+        return _context(*self._cut(np.full(len(rows), index), slots[rows]))
 
     def _training(
         self, generator: np.random.Generator, chosen: NDArray[np.int64], ends: NDArray[np.int64]
@@ -112,7 +127,41 @@ class WindowSampler:
         numeric, commands = self._cut(chosen, ends)
         _lose_data(generator, numeric, commands)
         entity = np.where(generator.random(batch) < _UNSEEN_CHANCE, UNSEEN_ENTITY, chosen + 1)
-        return _batch(generator, numeric, commands, entity, generator.integers(1, self._timesteps + 1, batch))
+        windows = _batch(generator, numeric, commands, entity, generator.integers(1, self._timesteps + 1, batch))
+        return self._with_context(generator, windows, chosen, ends, lossy=True)
+
+    def _with_context(
+        self,
+        generator: np.random.Generator,
+        windows: TrainingBatch,
+        chosen: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        *,
+        lossy: bool,
+    ) -> TrainingBatch:
+        """Add a stretch of the same series to every window that ends at these slots, where contexts are wanted."""
+        if not self._contexts:
+            return windows
+        elsewhere = [self._elsewhere(generator, index, end) for index, end in zip(chosen, ends, strict=True)]
+        numeric, commands = self._cut(chosen, np.array(elsewhere))
+        if lossy:
+            _lose_data(generator, numeric, commands)
+        return replace(windows, context=_context(numeric, commands))
+
+    def _elsewhere(self, generator: np.random.Generator, index: int, end: np.int64) -> int:
+        """Draw where a stretch of fitted rows ends, L slots or more away from `end` if the series is long enough."""
+        slots, first = self._series[index].slots[: self._split[index]], self._first_whole(index)
+        before, after = np.searchsorted(slots, [end - self.length + 1, end + self.length]).clip(min=first)
+        count = before - first + len(slots) - after
+        if not count:
+            before = after = len(slots)
+            count = before - first
+        row = first + generator.integers(count)
+        return int(slots[row if row < before else row - before + after])
+
+    def _first_whole(self, index: int) -> int:
+        """Return the first row at which a stretch may end that doesn't begin before its series does."""
+        return int(min(self.length, self._split[index])) - 1
 
     def _slots(self, chosen: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.array([self._series[index].slots[row] for index, row in zip(chosen, rows, strict=True)])
@@ -164,6 +213,13 @@ def _batch(
         torch.from_numpy(timestep),
         torch.from_numpy(generator.standard_normal(numeric.shape, dtype=np.float32)),
     )
+
+
+def _context(numeric: NDArray[np.float32], commands: NDArray[np.float32]) -> Tensor:
+    """Join x, valid and commands, (B, 2 C + K, L)."""
+    valid = ~np.isnan(numeric)
+    x = np.where(valid, numeric, np.float32(0)).clip(-INPUT_LIMIT, INPUT_LIMIT)
+    return torch.from_numpy(np.concatenate([x, valid.astype(np.float32), commands], 1))
 
 
 def _lose_data(generator: np.random.Generator, numeric: NDArray[np.float32], commands: NDArray[np.float32]) -> None:

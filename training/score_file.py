@@ -27,13 +27,18 @@ def load_model(spec: str, device: str = "cpu") -> Model:
 
     Raises UsageError if there is none of that name, CheckpointError if it can't be trusted.
     """
+    registry, name, version = find_model(spec)
+    detector = prove(registry.read(name, version), device)
+    return Model(detector, np.arange(len(detector.manifest.channels)))
+
+
+def find_model(spec: str) -> tuple[Registry, str, str]:
+    """Return where the model `REGISTRY/NAME[@VERSION]` is; raise UsageError if there is none of that name."""
     root, _, wanted = spec.rpartition("/")
     if not root:
         raise UsageError(f"--model wants REGISTRY/NAME or REGISTRY/NAME@VERSION, got {spec!r}")
     registry = Registry(root)
-    name, version = registry.resolve(wanted)
-    detector = prove(registry.read(name, version), device)
-    return Model(detector, np.arange(len(detector.manifest.channels)))
+    return registry, *registry.resolve(wanted)
 
 
 def score_file(

@@ -13,10 +13,12 @@ import msgspec
 import structlog
 from torch import Tensor
 
+from detector.denoiser import encodes_entities
 from detector.manifest import CompanionConfig, DenoiserConfig, ScoringConfig, TrainingRecord
 from stream.errors import UsageError
 from stream.grid import Geometry
 from training.companions import companions_for, fit_companions
+from training.context import encode_entities
 from training.datasets import Dataset, fingerprint
 from training.fit import Fit
 from training.parallel import ALONE, Ranks
@@ -87,7 +89,7 @@ def train(
     geometry = geometry or plan.geometry
     config = plan.denoiser(len(dataset.numeric), len(dataset.commands), len(dataset.series), geometry.length)
     scaling = measure_scaling(dataset)
-    sampler = WindowSampler(dataset, scaling, geometry, config.timesteps)
+    sampler = WindowSampler(dataset, scaling, geometry, config.timesteps, contexts=encodes_entities(config))
     data_sha256 = fingerprint(dataset)
     settings = msgspec.json.encode([plan, geometry, config]).decode()
     identity = RunIdentity(data_sha256=data_sha256, preset=label, settings=settings, seed=seed)
@@ -118,6 +120,8 @@ def train(
         metrics=metrics,
     )
     scoring, weights, companions = plan.scoring_for(geometry), fit.averaged_weights(), plan.companions
+    if encodes_entities(config):
+        weights |= encode_entities(config, weights, sampler)
     if companions is not None:
         companions = companions_for(companions, config.numeric)
         weights |= fit_companions(companions, dataset, scaling, seed)

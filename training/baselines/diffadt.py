@@ -9,10 +9,10 @@ from detector.engine import Detector
 from detector.manifest import DenoiserConfig
 from detector.models import Model
 from detector.offline import score_series
-from training.baselines.protocol import Scorer
+from training.baselines.protocol import PLAIN, Scorer
 from training.calibration import calibrate
 from training.datasets import Dataset
-from training.presets import PRESETS, Preset
+from training.presets import Preset
 from training.trainer import train
 
 
@@ -24,7 +24,7 @@ class DiffADT:
     seed: int = 0
     minutes: float = 2.0
     train_steps: int | None = None
-    preset: Preset = PRESETS["small"]
+    preset: Preset = PLAIN
 
     @property
     def lookahead(self) -> int:

@@ -4,9 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from training.datasets import Dataset, Series
 from training.metrics import Scores
 from training.presets import PRESETS, Preset
+
+# The paper's detector at the size of the `small` preset: reconstruction alone, plain mean of residuals.
+PLAIN = msgspec.structs.replace(
+    PRESETS["small"],
+    companions=None,
+    scoring=msgspec.structs.replace(PRESETS["small"].scoring, smoothing_power=1, provisional_size=None),
+)
 
 # Raw scores of the rows of one fitted entity's series, (n,), not smoothed; NaN where no numeric channel is present.
 Scorer = Callable[[Series], Scores]
@@ -30,4 +39,4 @@ class Options:
     seed: int = 0
     minutes: float = 2.0
     train_steps: int | None = None
-    preset: Preset = PRESETS["small"]
+    preset: Preset = PLAIN

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector.engine import INPUT_LIMIT
+from detector.entity_table import INPUT_LIMIT
 from training.baselines.protocol import Scorer
 from training.baselines.scaled_rows import (
     Matrix,

@@ -173,14 +173,14 @@ def test_a_non_finite_score_is_an_error(windows: WindowBatch) -> None:
         Detector(manifest, weights).score(windows)
 
 
-def test_a_score_is_that_of_the_view_that_is_oddest_on_its_own_level() -> None:
+def test_a_score_is_the_mean_root_of_the_views_on_their_own_levels() -> None:
     detector = Detector(*untrained(companions=COMPANIONS))
     windows = random_windows(detector.manifest, ["P-1"])
     groups = detector.training_scores(windows)
     levels = (detector.manifest.entities[0].provisional_levels, detector.manifest.entities[0].final_levels)
     scores = detector.score(windows)
     for stage, group, level in zip((scores.provisional, scores.final), groups, levels, strict=True):
-        np.testing.assert_allclose(stage, (group / np.array(level)[:, None, None]).max(0), rtol=1e-5)
+        np.testing.assert_allclose(stage, np.sqrt(group / np.array(level)[:, None, None]).mean(0) ** 2, rtol=1e-5)
 
 
 def test_a_root_mean_square_is_never_below_the_mean() -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from detector.companions import PREFIX, Companions, fill_gaps
+from detector.companions import PREFIX, STILL, Companions, activity, fill_gaps
 from detector.manifest import CompanionConfig
 from tests.unit.training.made_up import waves
 from training.baselines.ridge import fit_regression
@@ -107,3 +107,24 @@ def test_a_series_shorter_than_the_lags_is_fitted_too() -> None:
 @pytest.mark.parametrize(("numeric", "rows"), [(1, 25), (4, 25), (6, 21), (38, 3), (500, 1)])
 def test_windows_are_shorter_where_there_are_many_channels(numeric: int, rows: int) -> None:
     assert companions_for(CompanionConfig(), numeric).window == rows
+
+
+def test_activity_is_the_logarithm_of_the_deviation_around_each_slot() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 40, generator=generator)
+    valid = torch.rand(2, 3, 40, generator=generator) > 0.3
+    log_deviation, mean = activity(x.where(valid, 0), valid, 9)
+    for b, c, j in np.ndindex(2, 3, 40):
+        around = slice(max(0, j - 4), j + 5)
+        known = x[b, c, around][valid[b, c, around]].clamp(-3, 3).double().numpy()
+        if len(known):
+            assert mean[b, c, j] == pytest.approx(known.mean(), abs=1e-5)
+            assert log_deviation[b, c, j] == pytest.approx(np.log(known.std() + STILL), abs=1e-3)
+
+
+def test_a_channel_that_stands_still_is_odd_though_every_value_is_normal(companions: Companions) -> None:
+    x = window(0, 100)
+    stuck = x.clone()
+    stuck[0, 0, 20:] = x[0, 0, 20]
+    moving, still = (companions(v, present(v), torch.tensor([1]))[0][2, 0, 0, 40:50] for v in (x, stuck))
+    assert still.min() > 2 * moving.max()
