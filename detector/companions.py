@@ -94,10 +94,12 @@ def activity(x: Tensor, valid: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     x: (B, C, L), 0 where missing, taken within INPUT_LIMIT. Slots beyond the window's ends don't count.
     """
-    x, present = x.clamp(-INPUT_LIMIT, INPUT_LIMIT), valid.to(x.dtype)
-    kernel = torch.ones(1, 1, size, dtype=torch.float64, device=x.device)
-    moments = torch.stack([present, x * present, x.square() * present]).double()  # (3, B, C, L)
-    count, total, squares = F.conv1d(moments.view(-1, 1, x.shape[-1]), kernel, padding=size // 2).view(moments.shape)
+    x, present, length = x.clamp(-INPUT_LIMIT, INPUT_LIMIT), valid.double(), x.shape[-1]
+    sums = torch.stack([present, x * present, x.square() * present]).cumsum(-1)  # (3, B, C, L)
+    sums = F.pad(sums, (1, 0))
+    position, reach = torch.arange(length, device=x.device), size // 2
+    end, begin = (position + reach + 1).clamp(max=length), (position - reach).clamp(min=0)
+    count, total, squares = sums[..., end] - sums[..., begin]
     mean = total / count.clamp(min=1)
     variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
     return (variance.sqrt() + STILL).log().to(x.dtype), mean.to(x.dtype)
