@@ -3,21 +3,20 @@
 Rows count as consecutive, gaps are filled with the value before them, as in the baselines of the same names.
 """
 
+import msgspec
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector.companions import PREFIX, Companions, activity
+from detector.companions import PREFIX, Companions, activity, fill_gaps
 from detector.entity_table import INPUT_LIMIT
 from detector.manifest import CompanionConfig
 from training.baselines.ridge import fit_regression
+from training.baselines.windows import MOST_VALUES, centred_windows
 from training.datasets import Dataset
 from training.scaling import Scaling, scale
 
-# Distances lose their meaning in many dimensions: with many channels, windows are shorter.
-MOST_VALUES = 128
 # Rows that stand for all entities where one is fitted that training never saw.
 _POOLED_ROWS = 20_000
 
@@ -26,12 +25,7 @@ Values = NDArray[np.float64]
 
 def companions_for(config: CompanionConfig, numeric: int) -> CompanionConfig:
     """Shorten the windows so that one holds at most MOST_VALUES values."""
-    return CompanionConfig(
-        lags=config.lags,
-        window=max(1, min(config.window, MOST_VALUES // numeric)),
-        windows=config.windows,
-        activity=config.activity,
-    )
+    return msgspec.structs.replace(config, window=max(1, min(config.window, MOST_VALUES // numeric)))
 
 
 def fit_companions(config: CompanionConfig, dataset: Dataset, scaling: Scaling, seed: int) -> dict[str, Tensor]:
@@ -52,11 +46,10 @@ def fit_companions(config: CompanionConfig, dataset: Dataset, scaling: Scaling, 
 def _filled(dataset: Dataset, scaling: Scaling, index: int) -> Values:
     """Return one series' numeric channels (n, C) in scaled units, every gap filled, within the network's limits."""
     scaled = scale(dataset.series[index].values[:, dataset.numeric], scaling.minimum[index], scaling.maximum[index])
-    present = np.isfinite(scaled)
-    last = np.maximum.accumulate(np.where(present, np.arange(len(scaled))[:, None], -1), 0)
-    position = np.where(last < 0, present.argmax(0), last)
-    values = np.take_along_axis(scaled, position, 0)
-    return np.where(np.isfinite(values), values, 0).clip(-INPUT_LIMIT, INPUT_LIMIT).astype(np.float64)
+    x = torch.from_numpy(scaled.T[None].copy())
+    valid = x.isfinite()
+    filled = fill_gaps(x.where(valid, 0), valid).clamp(-INPUT_LIMIT, INPUT_LIMIT)
+    return filled[0].T.numpy().astype(np.float64)
 
 
 def _fit_prediction(companions: Companions, row: int, values: Values) -> None:
@@ -81,8 +74,7 @@ def _keep_windows(
 ) -> None:
     """Keep windows drawn evenly, without repetition as long as there are enough."""
     kept, _, size = companions.windows.shape[1:]
-    padded = np.pad(values, ((size // 2, size - 1 - size // 2), (0, 0)), "edge")
-    windows = sliding_window_view(padded, size, axis=0)  # (n, C, W)
+    windows = centred_windows(values, size).reshape(*values.shape, size)  # (n, C, W)
     chosen = np.sort(generator.choice(len(values), kept, replace=len(values) < kept))
     companions.windows[row] = torch.from_numpy(windows[chosen].astype(np.float32))
     companions.window_slots[row] = torch.from_numpy(slots[chosen])

@@ -21,7 +21,8 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
     learning_rate_course: how the learning rate goes over the run. hop_ratio: alpha of the paper's section 4.1, training
     frames lie alpha * L slots apart; without it, windows are cut at random. precision: of activations, by autocast.
     recompute: compute activations again in the backward pass, which takes a third more time and far less memory.
-    companions: the views beside the reconstruction, None for the paper's detector. entity_source: see `DenoiserConfig`.
+    companions: the views beside the reconstruction, None for the paper's detector. entity_source and use_entity: see
+    `DenoiserConfig`.
     """
 
     geometry: Geometry
@@ -42,6 +43,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
     recompute: bool = False
     companions: CompanionConfig | None = None
     entity_source: Literal["id", "context"] = "id"
+    use_entity: bool = True
 
     def __post_init__(self) -> None:
         """Raise ValueError for frames that would leave rows out."""
@@ -73,6 +75,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
             patch=patch,
             layer=self.layer,
             entity_source=self.entity_source,
+            use_entity=self.use_entity,
             timesteps=self.timesteps,
         )
 

@@ -6,7 +6,6 @@ import msgspec
 import numpy as np
 
 from detector.engine import Detector
-from detector.manifest import DenoiserConfig
 from detector.models import Model
 from detector.offline import score_series
 from training.baselines.protocol import PLAIN, Scorer
@@ -33,11 +32,10 @@ class DiffADT:
 
     def fit(self, dataset: Dataset) -> Scorer:
         """See `Baseline`."""
-        preset = self.preset if self.use_entity else _WithoutEntity(**msgspec.structs.asdict(self.preset))
         trained = train(
             dataset,
             name="diffadt",
-            preset=preset,
+            preset=msgspec.structs.replace(self.preset, use_entity=self.use_entity),
             minutes=self.minutes,
             train_steps=self.train_steps,
             seed=self.seed,
@@ -46,9 +44,3 @@ class DiffADT:
         manifest = calibrate(replace(trained, scoring=raw))
         model = Model(Detector(manifest, trained.weights), np.arange(len(manifest.channels)))
         return lambda series: score_series(model, series).score
-
-
-class _WithoutEntity(Preset, frozen=True, kw_only=True):
-    def denoiser(self, numeric: int, commands: int, entities: int, length: int) -> DenoiserConfig:
-        config = super().denoiser(numeric, commands, entities, length)
-        return msgspec.structs.replace(config, use_entity=False)

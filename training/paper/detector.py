@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from detector.engine import Detector
-from detector.manifest import DenoiserConfig, EntityCalibration, Manifest
+from detector.manifest import EntityCalibration, Manifest
 from detector.models import Model
 from detector.offline import score_series
 from training.baselines.protocol import Scorer
@@ -36,11 +36,10 @@ class PaperDetector:
 
     def fit(self, dataset: Dataset) -> Scorer:
         """Train, and return a scorer that gives each row its distance, averaged over channels, not smoothed."""
-        fields = msgspec.structs.asdict(self.preset)
         trained = train(
             dataset,
             name="diffadt",
-            preset=self.preset if self.use_entity else _WithoutEntity(**fields),
+            preset=msgspec.structs.replace(self.preset, use_entity=self.use_entity),
             train_steps=self.train_steps,
             seed=self.seed,
             device=self.device,
@@ -55,12 +54,6 @@ class PaperDetector:
         manifest = _plain(calibrate(replace(trained, scoring=quickly), device=self.device))
         scoring = msgspec.structs.replace(trained.scoring, smoothing_size=1)
         return msgspec.structs.replace(manifest, scoring=scoring)
-
-
-class _WithoutEntity(Preset, frozen=True, kw_only=True):
-    def denoiser(self, numeric: int, commands: int, entities: int, length: int) -> DenoiserConfig:
-        config = super().denoiser(numeric, commands, entities, length)
-        return msgspec.structs.replace(config, use_entity=False)
 
 
 def _plain(manifest: Manifest) -> Manifest:
