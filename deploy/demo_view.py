@@ -90,6 +90,8 @@ def print_alert(console: Console, alert: Alert) -> None:
     )
     for evidence in alert.channels[:_SHOWN_CHANNELS]:
         console.print(f"    {escape(_explain(evidence))}", highlight=False)
+    if alert.commands:
+        console.print(f"    commanded: {escape(', '.join(alert.commands))}", highlight=False)
 
 
 def _explain(evidence: ChannelEvidence) -> str:
@@ -97,4 +99,5 @@ def _explain(evidence: ChannelEvidence) -> str:
     return (
         f"{evidence.channel}: observed {observed}, expected {evidence.expected:.4g} "
         f"({evidence.low:.4g} to {evidence.high:.4g}), {evidence.share:.0%} of the deviation"
+        + ("" if evidence.explained is None else f"; commands explain {evidence.explained:.0%} of it")
     )

@@ -136,6 +136,7 @@ def _alert(
         window_end_ms=notice.end_slot * interval,
         missing_fraction=round(missing_fraction, 4),
         source=notice.source,
+        commands=list(peak.commands),
     )
 
 
@@ -148,4 +149,12 @@ def _summary(state: AlertState, episode: Episode, entity: str) -> str:
         return f"{entity} behaves unlike its normal self"
     top = episode.peak.channels[0]
     observed = "missing" if top.observed is None else f"{top.observed:.4g}"
-    return f"{entity}: {top.channel} is {observed}, expected {top.low:.4g} to {top.high:.4g}"
+    return f"{entity}: {top.channel} is {observed}, expected {top.low:.4g} to {top.high:.4g}{_commanded(episode.peak)}"
+
+
+def _commanded(peak: Hit) -> str:
+    """Say whether the commands around the peak account for its first channel."""
+    if not peak.commands:
+        return ""
+    share = peak.channels[0].explained or 0
+    return f"; {', '.join(peak.commands)} commanded, which explains {share:.0%} of it"

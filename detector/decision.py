@@ -49,7 +49,7 @@ class SeriesMoments(msgspec.Struct, frozen=True):
 class Hit(NamedTuple):
     """The anomalous slots of one block. z: deviations of the peak above the mean of the scores so far.
 
-    adapted: the alarm has lasted so long that its scores are the normal ones from here on.
+    adapted: the alarm has lasted so long that its scores are the normal ones from here on. commands: see `Alert`.
     """
 
     stage: Stage
@@ -62,6 +62,7 @@ class Hit(NamedTuple):
     z: float
     channels: list[ChannelEvidence]
     adapted: bool = False
+    commands: tuple[str, ...] = ()
 
 
 class Decision(NamedTuple):

@@ -107,8 +107,8 @@ class Detector:
         self.schedule = NoiseSchedule(config.timesteps, config.beta_first, config.beta_last).to(self.device)
         self._calibration = EntityTable(manifest, self.device)
         kinds = [channel.kind for channel in manifest.channels]
-        self._numeric = [i for i, kind in enumerate(kinds) if kind == "numeric"]
-        self._commands = [i for i, kind in enumerate(kinds) if kind == "command"]
+        self.numeric = [i for i, kind in enumerate(kinds) if kind == "numeric"]
+        self.commands = [i for i, kind in enumerate(kinds) if kind == "command"]
         self._starts = torch.tensor(manifest.scoring.starts, device=self.device)
         length, delay, scoring = manifest.geometry.length, manifest.geometry.final_delay, manifest.scoring
         self._smoothing: dict[Stage, Tensor] = {
@@ -136,6 +136,21 @@ class Detector:
         expected = torch.cat([self._reconstruct(part) for part in parts], 1)
         x = torch.cat([part.x.where(part.valid, torch.nan) for part in parts])
         return x.cpu().numpy(), expected.cpu().numpy()
+
+    @torch.inference_mode()
+    def expect_from_commands(self, windows: WindowBatch) -> NDArray[np.float32]:
+        """Return what is expected of the numeric channels from the last timestep, (B, C, L), raw units.
+
+        There noise hides all but the slow parts of the windows' own values, so the rest follows from the commands.
+        """
+        self._check(windows)
+        inputs = self._inputs(windows)
+        timestep = torch.full((len(inputs.x),), self.schedule.timesteps, device=self.device)
+        x_t = self.schedule.q_sample(inputs.x_in(), timestep, self._noise(windows, [self.schedule.timesteps])[0])
+        condition = self.denoiser.encode_condition(inputs.commands, inputs.entity)
+        noise = self.denoiser(x_t * inputs.valid, inputs.valid.float(), timestep, condition)
+        x0 = self.schedule.predict_x0(x_t, timestep, noise).clamp(-EXPECTED_LIMIT, EXPECTED_LIMIT)
+        return self._calibration.raw(x0, inputs.row).cpu().numpy()
 
     @torch.inference_mode()
     def training_residuals(self, windows: WindowBatch) -> NDArray[np.float32]:
@@ -173,12 +188,12 @@ class Detector:
         if not parts:
             return self._nothing()
         scores = WindowScores(*(torch.cat(field).cpu().numpy() for field in zip(*parts, strict=True)))
-        _refuse_non_finite(windows, scores, self._numeric)
+        _refuse_non_finite(windows, scores, self.numeric)
         return scores
 
     def _nothing(self) -> WindowScores:
         length = self.manifest.geometry.length
-        series, channels = np.empty((0, length), np.float32), np.empty((0, len(self._numeric), length), np.float32)
+        series, channels = np.empty((0, length), np.float32), np.empty((0, len(self.numeric), length), np.float32)
         return WindowScores(series, series, channels, channels, channels)
 
     def _check(self, windows: WindowBatch) -> None:
@@ -191,19 +206,20 @@ class Detector:
 
     def _inputs(self, windows: WindowBatch) -> Inputs:
         row = self._calibration.rows(windows.entities)
-        values = torch.from_numpy(windows.values[:, self._numeric]).to(self.device)  # (B, C, L)
+        values = torch.from_numpy(windows.values[:, self.numeric]).to(self.device)  # (B, C, L)
         valid = ~values.isnan()
         x = self._calibration.scale_values(values, row).where(valid, 0)
-        commands = torch.from_numpy(windows.values[:, self._commands]).to(self.device)
+        commands = torch.from_numpy(windows.values[:, self.commands]).to(self.device)
         commands = (2 * commands - 1).clamp(-1, 1).where(~commands.isnan(), 0)  # (B, K, L)
-        return Inputs(x, valid, commands, row, self._calibration.index[row], self._noise(windows))
+        return Inputs(
+            x, valid, commands, row, self._calibration.index[row], self._noise(windows, self.manifest.scoring.starts)
+        )
 
-    def _noise(self, windows: WindowBatch) -> Tensor:
-        scoring = self.manifest.scoring
+    def _noise(self, windows: WindowBatch, starts: Sequence[int]) -> Tensor:
         slots = windows.end_slots[:, None] + np.arange(1 - self.manifest.geometry.length, 1)
         draws = [
-            slot_noise(windows.entities, slots, len(self._numeric), start, scoring.noise_seed)
-            for start in scoring.starts
+            slot_noise(windows.entities, slots, len(self.numeric), start, self.manifest.scoring.noise_seed)
+            for start in starts
         ]
         return torch.from_numpy(np.stack(draws)).to(self.device)  # (S, B, C, L)
 

@@ -17,6 +17,7 @@ import structlog
 import torch
 
 from detector.alerts import Episode, advance
+from detector.command_effect import explain_by_commands
 from detector.decision import SeriesMoments, WindowView, decide, initial_moments, unscored
 from detector.engine import WindowBatch
 from detector.models import Model, Models, choose_device
@@ -181,10 +182,10 @@ class Worker:
             followed = moments.followed if moments else 0
             moments = initial_moments(manifest, one.model.calibration(notice.entity), followed)
         decision = decide(manifest, one.model.numeric_names, notice, one.view, moments)
+        values = one.window.values[one.model.columns]
+        hits = explain_by_commands(one.model.detector, notice, values, decision.hits)
         missing = missing_fraction(notice)
-        step = advance(
-            manifest, self._settings.deployment, notice, decision.hits, state.episode if state else None, missing
-        )
+        step = advance(manifest, self._settings.deployment, notice, hits, state.episode if state else None, missing)
         self._observe(decision.blocks)
         messages = self._blocks(partition, decision.blocks) + [self._alert(partition, a) for a in step.alerts]
         return EntityState(decision.moments, step.episode), messages

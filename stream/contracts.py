@@ -73,7 +73,11 @@ class ModelRef(msgspec.Struct, frozen=True):
 
 
 class ChannelEvidence(msgspec.Struct, frozen=True, kw_only=True):
-    """What one channel did where the score peaked. share: its part of the score, 0 to 1. low, high: the normal band."""
+    """What one channel did where the score peaked. share: its part of the score, 0 to 1. low, high: the normal band.
+
+    explained: the part of its deviation that the commands sent around then account for, 0 to 1; None where no command
+    was, in a score block, or of a model without commands.
+    """
 
     channel: str
     share: float
@@ -81,6 +85,7 @@ class ChannelEvidence(msgspec.Struct, frozen=True, kw_only=True):
     expected: float
     low: float
     high: float
+    explained: float | None = None
 
 
 class ScoreBlock(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +117,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     """A change of one anomalous episode of one entity: the payload of a CloudEvent.
 
     episode_id stays the same from firing to resolved; revision counts the messages of an episode from 0.
-    rests_on: whether the deciding score was provisional or final. threshold: in units of the score.
+    rests_on: whether the deciding score was provisional or final. threshold: in units of the score. commands: the
+    command channels that were not in their usual state around the peak.
     """
 
     v: Literal[1] = 1
@@ -136,6 +142,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     window_end_ms: int
     missing_fraction: float
     source: SourceRange
+    commands: list[str] = []
 
     @property
     def id(self) -> str:
