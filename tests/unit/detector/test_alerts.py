@@ -201,6 +201,13 @@ def test_an_alert_says_when_where_and_how_much():
     assert (resolved.ends_at_ms, resolved.summary) == (BASE * 1000, "e-1 behaves normally again")
 
 
+def test_a_summary_says_what_the_commands_explain():
+    evidence = [msgspec.structs.replace(EVIDENCE[0], explained=0.25)]
+    told, _ = run([[hit("final", 0)._replace(channels=evidence, commands=("c1", "c7"))]])
+    assert told[0][0].commands == ["c1", "c7"]
+    assert told[0][0].summary.endswith("expected 0 to 2; c1, c7 commanded, which explains 25% of it")
+
+
 def test_a_summary_does_not_invent_what_is_not_known():
     missing = [msgspec.structs.replace(EVIDENCE[0], observed=None)]
     told, _ = run([[hit("provisional", 0)._replace(channels=missing)]])

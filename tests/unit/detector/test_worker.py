@@ -41,6 +41,8 @@ def make_series(entity, seed):
     slots = FIRST_SLOT + seed + np.arange(ROWS)
     slots[40:] += 9
     values = generator.uniform(0, 2, (ROWS, len(MANIFEST.channels))).astype(np.float32)
+    commands = [channel.kind == "command" for channel in MANIFEST.channels]
+    values[:, commands] = values[:, commands] > 1.9
     values[generator.random(values.shape) < 0.1] = np.nan
     values[30:33, MODEL.numeric] *= 20
     return SimpleNamespace(entity=entity, slots=slots, values=values)
@@ -265,6 +267,13 @@ def test_alerts_are_cloud_events(announced, whole):
         assert headers["ce_id"].decode() == alert.id
         assert headers["ce_type"].decode() == f"telltale.alert.{alert.state}.v1"
         assert headers["ce_subject"] == message.key
+
+
+def test_an_alert_says_what_commands_explain_where_commands_were_sent(whole):
+    assert any(alert.commands for alert in whole.alerts)
+    for alert in whole.alerts:
+        for evidence in alert.channels:
+            assert (evidence.explained is not None) == bool(alert.commands)
 
 
 def test_a_new_model_starts_from_its_own_calibration_and_keeps_the_episode(announced):
