@@ -3,11 +3,11 @@
 The local stack, the test containers, the Dockerfile and `docker-compose.yml` all follow these; a test compares them.
 """
 
-KAFKA_VERSION = "4.3.1"
+KAFKA_VERSION = "4.2.2"
 KAFKA_IMAGE = f"apache/kafka:{KAFKA_VERSION}"
 KAFKA_ARTIFACT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
 # Kafka logs through SLF4J 1 and brings log4j-core: without this binding of the same log4j its log stays empty.
-LOG_BINDING_ARTIFACT = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4"
+LOG_BINDING_ARTIFACT = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5"
 # In containers: for other containers, for the controller itself, and for clients on the host.
 KAFKA_PORT = 9092
 KAFKA_CONTROLLER_PORT = 9093
