@@ -44,6 +44,7 @@ def test_detector_and_opponents_are_measured_by_the_same_figures(folder, tmp_pat
     assert run["average_precision"] > 0.5 > quality.best_width(found["opponents"], "random")["average_precision"]
     assert set(found["opponents"][0]) - {"name", "smoothing_size"} <= set(run)
     assert len(found["opponents"]) == 4
+    assert 0 < run["paper_point_adjusted_f1"] <= 1
 
 
 def test_the_best_width_is_the_lowest_where_low_is_good():
