@@ -30,6 +30,8 @@ DEVIATION_FLOOR = 0.01
 # A view's smoothed score is 1 where so large a share of its scores on training rows are lower; the floor is added.
 LEVEL_QUANTILE = 0.99
 LEVEL_FLOOR = 0.02
+# An alarm that goes on for this share of a window is a new level, no event.
+ADAPT_SHARE = 0.4
 TAIL_LEVELS = [0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995, 0.9975, 0.999, 0.9995, 0.9999]
 # No real entity can have this name.
 UNSEEN = ""
@@ -225,9 +227,9 @@ def _rule(
     final: Sequence[NDArray[np.float64]],
     alarms_per_week: float | None,
 ) -> DecisionConfig:
-    """Let an entity learn, and adapt, for one window; raise the thresholds to what a budget of alarms asks for."""
+    """Let an entity learn for one window, adapt after a part of one; raise the thresholds to what a budget of alarms asks for."""
     length, interval = trained.geometry.length, trained.dataset.interval_ms
-    rule = msgspec.structs.replace(rule, learning=length, adapt_after=length)
+    rule = msgspec.structs.replace(rule, learning=length, adapt_after=int(ADAPT_SHARE * length))
     if alarms_per_week is None:
         return rule
     wanted = [budget_sigmas(z, interval, alarms_per_week, rule.resolve_after) for z in (provisional, final)]
