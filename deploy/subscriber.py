@@ -8,8 +8,9 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from stream.contracts import Alert, ScoreBlock
-from stream.errors import TransientError
+from stream.errors import TelltaleError, TransientError
 from stream.kafka import Record, consumer_config, make_admin, make_consumer, to_record, watermarks
+from stream.kafka_access import Right, failure
 from stream.settings import Settings
 from stream.topics import Topic, partition_counts, topic_name
 
@@ -43,7 +44,8 @@ class Subscriber:
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 so the client names its constant
                 self._ended.add(place)
             elif not error.retriable():
-                raise TransientError(f"reading failed: {error.str()}")
+                needed = [Right("Read", "topic", str(message.topic()))]
+                raise failure(error, "reading failed", needed)
 
     def at_end(self) -> bool:
         """Say whether everything that was there has been read."""
@@ -68,7 +70,7 @@ def _assigned(settings: Settings, topics: tuple[Topic, ...], *, from_beginning: 
     consumer = make_consumer(consumer_config(settings.kafka, "telltale-subscriber") | {"enable.partition.eof": True})
     try:
         consumer.assign(list(_places(settings, consumer, topics, from_beginning=from_beginning)))
-    except TransientError:
+    except TelltaleError:
         consumer.close()
         raise
     return consumer
@@ -80,7 +82,10 @@ def _places(
     counts = partition_counts(make_admin(settings.kafka), settings.topics, _ANSWER_S)
     for name in (topic_name(settings.topics, topic) for topic in topics):
         if name not in counts:
-            raise TransientError(f"there is no topic {name}; start the services, which make it")
+            raise TransientError(
+                f"there is no topic {name}, or this user lacks {Right('Describe', 'topic', name)}; "
+                "start the services, which make it"
+            )
         for partition in range(counts[name]):
             low, high = watermarks(consumer, TopicPartition(name, partition), _ANSWER_S)
             yield TopicPartition(name, partition, low if from_beginning else high)

@@ -8,8 +8,8 @@ import msgspec
 from confluent_kafka import KafkaException, TopicPartition
 
 from stream.contracts import WindowNotice
-from stream.errors import TransientError
 from stream.kafka import consumer_config, make_consumer, read_to_end
+from stream.kafka_access import Right, failure
 from stream.settings import Settings
 from stream.topics import WINDOWS, group_name, topic_name
 
@@ -33,7 +33,8 @@ class KafkaAcknowledgements:
         """Connect on first use; an answer is reused for `max_age_s`."""
         self._kafka = settings.kafka
         self._topic = topic_name(settings.topics, WINDOWS)
-        self._consumer = make_consumer(consumer_config(settings.kafka, group_name(settings.topics, worker_group)))
+        self._group = group_name(settings.topics, worker_group)
+        self._consumer = make_consumer(consumer_config(settings.kafka, self._group))
         self._max_age_s = max_age_s
         self._known: dict[int, tuple[float, int]] = {}
 
@@ -60,4 +61,5 @@ class KafkaAcknowledgements:
         try:
             return max(0, self._consumer.committed([place], timeout=5.0)[0].offset)
         except KafkaException as error:
-            raise TransientError(f"how far the worker is with {place.topic}: {error.args[0].str()}") from error
+            needed = [Right("Describe", "group", self._group), Right("Describe", "topic", self._topic)]
+            raise failure(error.args[0], f"how far the worker is with {place.topic}", needed) from error

@@ -6,6 +6,7 @@ Redis Cluster slot. Every write carries the epoch its writer acquired; a writer 
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
@@ -13,11 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import redis
 from numpy.typing import NDArray
-from redis.backoff import NoBackoff
 from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError
-from redis.retry import Retry
 
 from stream.errors import FencedError, TransientError, UsageError
+from stream.redis_access import redis_client, refusal
 from stream.ring import Layout, Write
 from stream.settings import RedisSettings
 
@@ -47,6 +47,13 @@ for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 redis.call('SET', KEYS[3], ARGV[3])
 return 1
 """
+
+# What an ACL user must be allowed: the commands of the scripts, and those that are called from here.
+_SCRIPTED = re.findall(r"redis\.call\('(\w+)'", _ACQUIRE + _WRITE_ROWS + _SAVE_HEADS)
+READER_COMMANDS = ("INFO", "GETRANGE")
+WRITER_COMMANDS = tuple(
+    dict.fromkeys((*READER_COMMANDS, "EVALSHA", "SCRIPT LOAD", "MULTI", "EXEC", "HGETALL", *_SCRIPTED))
+)
 
 # Refusals that end when memory is free, or when a failover is over.
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
@@ -233,8 +240,12 @@ class RedisWindowStore:
             with self._timer(operation):
                 return command()
         except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
+            if (refused := refusal(error, operation, self._redis)) is not None:
+                raise refused from error
             raise TransientError(f"Redis did not answer {operation}: {error}") from error
         except redis.ResponseError as error:
+            if (refused := refusal(error, operation, self._redis)) is not None:
+                raise refused from error
             # MISCONF: its disk is full or away.
             if isinstance(error, _PASSING) or str(error).startswith("MISCONF"):
                 raise TransientError(f"Redis refused {operation}: {error}") from error
@@ -246,16 +257,5 @@ def connect(settings: RedisSettings, timer: Timer | None = None, *, layout: str 
 
     layout: what is stored under one is invisible under another.
     """
-    try:
-        client = redis.Redis.from_url(
-            settings.url.get_secret_value(),
-            socket_timeout=settings.timeout_s,
-            socket_connect_timeout=settings.timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=3,
-        )
-    except ValueError:  # its text may quote a part of the password
-        raise UsageError(
-            "redis.url wants redis://[user:password@]host:port/db: set it (TELLTALE_REDIS__URL) or run `telltale up`"
-        ) from None
+    client = redis_client(settings)
     return RedisWindowStore(client, f"{settings.prefix}:{layout}" if layout else settings.prefix, timer)
