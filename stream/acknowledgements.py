@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stream.contracts import WindowNotice
 from stream.kafka import consumer_config, make_consumer, read_to_end
@@ -62,4 +62,11 @@ class KafkaAcknowledgements:
             return max(0, self._consumer.committed([place], timeout=5.0)[0].offset)
         except KafkaException as error:
             needed = [Right("Describe", "group", self._group), Right("Describe", "topic", self._topic)]
-            raise failure(error.args[0], f"how far the worker is with {place.topic}", needed) from error
+            raise failure(self._cause(error), f"how far the worker is with {place.topic}", needed) from error
+
+    def _cause(self, error: KafkaException) -> KafkaError:
+        """Return why there was no answer: a refusal does not come from the call, which runs out of time."""
+        told = [
+            problem for message in self._consumer.consume(10, timeout=0) if (problem := message.error()) is not None
+        ]
+        return next(iter(told), cast("KafkaError", error.args[0]))

@@ -20,6 +20,9 @@ from stream.settings import KafkaSettings
 
 _log = structlog.get_logger()
 
+# A client that is assigned its partitions still asks for its group's coordinator, which it never uses.
+NO_GROUP = (KafkaError.GROUP_AUTHORIZATION_FAILED,)
+
 Headers = Sequence[tuple[str, bytes | None]]
 
 
@@ -270,6 +273,8 @@ def _until(consumer: Consumer, place: TopicPartition, high: int, timeout_s: floa
             error = record.error()
             if error is None:
                 yield to_record(record)
+            elif error.code() in NO_GROUP:
+                continue
             elif error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 so the client names its constant
                 needed = [Right("Read", "topic", place.topic)]
                 raise failure(error, f"reading {place.topic}/{place.partition} failed", needed)

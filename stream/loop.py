@@ -26,6 +26,7 @@ from stream.kafka import (
     within,
 )
 from stream.kafka_access import Right, failure
+from stream.kafka_rights import lacking
 from stream.metrics import Health, Metrics
 from stream.settings import KafkaSettings
 
@@ -197,8 +198,7 @@ class TransactionalLoop:
             except KafkaException as error:
                 self._metrics.txn_aborts.inc()
                 _abort(producer)
-                told = self._failure(error.args[0], "the transaction was not committed")
-                raise next(iter(delivered.refused), told) from error
+                raise self._not_committed(error.args[0], progress, delivered) from error
             except TransientError:
                 self._metrics.txn_aborts.inc()
                 raise
@@ -212,6 +212,15 @@ class TransactionalLoop:
             Right("Write", "transactional id", config.transactional_id),
         ]
         return failure(error, doing, needed)
+
+    def _not_committed(self, error: KafkaError, progress: Progress, delivered: "_Deliveries") -> TelltaleError:
+        doing = "the transaction was not committed"
+        if delivered.refused:
+            return delivered.refused[0]
+        if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:  # of which topic, it does not say
+            missing = lacking(self._kafka, "Write", {message.topic for message in progress.outgoing})
+            return failure(error, doing, missing) if missing else self._failure(error, doing)
+        return self._failure(error, doing)
 
     def _raise_for(self, error: KafkaError, partition: int | None) -> None:
         if error.fatal() or not error.retriable():

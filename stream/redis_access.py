@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from stream.credentials import read_password, require_file
@@ -24,6 +25,9 @@ def redis_client(settings: RedisSettings) -> redis.Redis:
             socket_connect_timeout=settings.timeout_s,
             retry=Retry(NoBackoff(), 0),
             protocol=3,
+            # Both would be commands that an ACL user needs for nothing else.
+            driver_info=None,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
             **_login(settings),
             **_trust(settings, url),
         )
