@@ -264,12 +264,12 @@ class SecuredRedis:
     def __init__(self, port: int, tls_port: int, certificates: Certificates, admin_password: str) -> None:
         self.certificates = certificates
         self._port = port
-        self._tls_port = tls_port
+        self.tls_port = tls_port
         self._passwords = {ADMIN: admin_password}
 
     def url(self, user: str, *, tls: bool = True) -> str:
         """Return a user's URL; rediss:// unless asked otherwise."""
-        scheme, port = ("rediss", self._tls_port) if tls else ("redis", self._port)
+        scheme, port = ("rediss", self.tls_port) if tls else ("redis", self._port)
         return f"{scheme}://{user}:{self._passwords[user]}@localhost:{port}/0"
 
     def settings(self, user: str, **more: Any) -> dict[str, Any]:
@@ -340,7 +340,7 @@ def _tls_in_front_of(port: int, certificates: Certificates) -> Iterator[int]:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         loop.set_exception_handler(lambda *_: None)  # handshakes that a test makes fail
         running.append((loop, stop))
-        server = await asyncio.start_server(connect, "127.0.0.1", tls_port, ssl=context)
+        server = await asyncio.start_server(connect, ["127.0.0.1", "127.0.0.2"], tls_port, ssl=context)
         ready.set()
         await stop.wait()
         server.close()
