@@ -4,6 +4,7 @@ import io
 import threading
 from typing import NamedTuple
 
+import msgspec
 import pytest
 import torch
 from confluent_kafka import TopicPartition
@@ -17,10 +18,12 @@ from detector.worker import run_worker
 from stream.contracts import Sample
 from stream.errors import AccessError, TelltaleError
 from stream.kafka import consumer_config, make_consumer, watermarks
+from stream.kafka_rights import lacking
 from stream.settings import KafkaSettings, RedisSettings, Settings, TopicSettings
-from stream.topics import TELEMETRY, USES, WINDOWS, topic_name
+from stream.topics import ALL, TELEMETRY, USES, WINDOWS, topic_name
 from stream.windower import run_windower
 from tests.builders import untrained
+from tests.commands import CommandLine
 from tests.faults.live import Processes, forked
 from tests.faults.recorded import GEOMETRY, answer_of, assert_is_offline, recordings, telemetry, wait_for_rows
 from tests.pipeline import WAIT_S, make_settings, publish, running, wait_for
@@ -186,3 +189,74 @@ def test_a_service_without_one_of_its_kafka_rights_ends_at_once_and_names_it(bac
         error = end_of(run, settings)
     assert isinstance(error, AccessError)
     assert str(right) in str(error)
+
+
+@pytest.mark.parametrize("service", USES)
+def test_a_service_may_read_and_write_its_own_topics_and_no_other(house, service):
+    kafka = house.settings(service).kafka
+    names = [topic_name(TOPICS, topic) for topic in ALL]
+    for operation, own in (("Read", USES[service].reads), ("Write", USES[service].writes)):
+        others = sorted(set(names) - {topic_name(TOPICS, topic) for topic in own})
+        assert [right.name for right in lacking(kafka, operation, names)] == others
+    assert len(lacking(kafka, "Create", names)) == len(lacking(kafka, "Delete", names)) == len(names)
+
+
+@pytest.fixture
+def telltale(house, tmp_path):
+    """Run the command line as the windower that logs everything; every secret is in its environment."""
+    kafka, store = house.settings("windower").kafka, house.settings("windower").redis
+    families = [family.model_dump() for family in house.base.families]
+    return CommandLine(
+        tmp_path,
+        TELLTALE_LOG_LEVEL="debug",
+        TELLTALE_REGISTRY=f"nowhere://{CANARY}-id:{CANARY}/key@bucket/models?secret_key={CANARY}",
+        TELLTALE_FAMILIES=msgspec.json.encode(families).decode(),
+        TELLTALE_TOPICS__PREFIX=TOPICS.prefix,
+        TELLTALE_METRICS__PORT="0",
+        TELLTALE_KAFKA__BOOTSTRAP=kafka.bootstrap,
+        TELLTALE_KAFKA__SECURITY_PROTOCOL="SASL_SSL",
+        TELLTALE_KAFKA__SSL_CA=kafka.ssl_ca,
+        TELLTALE_KAFKA__SASL_USERNAME=kafka.sasl_username,
+        TELLTALE_KAFKA__SASL_PASSWORD=house.kafka.password(kafka.sasl_username),
+        TELLTALE_REDIS__URL=store.url.get_secret_value(),
+        TELLTALE_REDIS__CA=store.ca,
+        TELLTALE_REDIS__PREFIX=REDIS.prefix,
+    )
+
+
+WINDOWER = "user door.telltale-windower (SCRAM-SHA-512) at Kafka at localhost"
+REFUSED = {
+    "a wrong password": ({"KAFKA__SASL_PASSWORD": f"{CANARY}-wrong"}, f"authentication failed for {WINDOWER}"),
+    "a user nobody knows": ({"KAFKA__SASL_USERNAME": "nobody"}, "authentication failed for user nobody"),
+    "another mechanism": ({"KAFKA__SASL_MECHANISM": "SCRAM-SHA-256"}, "Unsupported SASL mechanism"),
+    "an untrusted broker": ({"KAFKA__SSL_CA": "stranger.pem"}, "no trust between this client and Kafka at localhost"),
+    "a wrong Redis password": ({"REDIS__URL": ""}, "authentication failed for user door-windower at Redis"),
+    "an untrusted Redis": ({"REDIS__CA": "stranger.pem"}, "no trust between this client and Redis at localhost"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_login_ends_at_once_with_one_line_that_shows_no_secret(house, telltale, case):
+    changes, said = REFUSED[case]
+    stranger = str(house.kafka.certificates.stranger)
+    url = f"rediss://door-windower:{CANARY}-wrong@localhost:{house.redis.tls_port}/0"
+    values = {name: value.replace("stranger.pem", stranger) or url for name, value in changes.items()}
+    ended = telltale("windower", **{f"TELLTALE_{name}": value for name, value in values.items()})
+    assert (ended.code, said in ended.complaint()) == (1, True), ended.err
+    assert CANARY not in ended.out + ended.err
+
+
+@pytest.mark.parametrize(
+    "command", ["config show", "doctor", "worker", "config access --redis", "config access --kafka"]
+)
+def test_no_command_shows_a_secret(telltale, command):
+    done = telltale(command)
+    assert done.out + done.err
+    assert CANARY not in done.out + done.err
+
+
+def test_the_doctor_tells_what_is_refused(telltale):
+    seen = telltale("doctor", TELLTALE_KAFKA__SASL_PASSWORD=f"{CANARY}-wrong")
+    assert seen.code == 1
+    assert f"✗ Kafka: authentication failed for {WINDOWER}" in seen.out
+    assert "✓ Redis" in seen.out
