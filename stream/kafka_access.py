@@ -55,7 +55,8 @@ def security_config(settings: KafkaSettings) -> dict[str, Any]:
 def login_refusal(error: KafkaError, config: Mapping[str, Any]) -> AccessError | None:
     """Return what a client's error says about login or certificate, None if it is about neither."""
     where = f"Kafka at {config.get('bootstrap.servers')}"
-    if error.code() == KafkaError._AUTHENTICATION:  # noqa: SLF001 so the client names its constant
+    # "Local:" begins the client's own errors: the broker went away while it was being talked to.
+    if error.code() == KafkaError._AUTHENTICATION and "Local:" not in error.str():  # noqa: SLF001 the client's constant
         user, how = config.get("sasl.username"), config.get("sasl.mechanism")
         return AccessError(f"authentication failed for user {user} ({how}) at {where}: {error.str()}")
     # A broker that goes away in the middle of a handshake is an error of the same code.

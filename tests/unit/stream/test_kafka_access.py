@@ -80,6 +80,11 @@ def test_a_refused_login_names_user_and_broker_and_no_password():
     assert SECRET not in str(told)
 
 
+def test_a_broker_that_goes_away_during_the_login_refuses_nobody():
+    text = "SASL SCRAM-SHA-512 mechanism handshake failed: Local: Broker transport failure: broker's mechanisms: "
+    assert login_refusal(KafkaError(KafkaError._AUTHENTICATION, text), CONFIG) is None
+
+
 @pytest.mark.parametrize(
     ("text", "refused"),
     [
