@@ -19,7 +19,7 @@ def lacking(settings: KafkaSettings, operation: str, topics: Iterable[str]) -> l
     missing = []
     for name, answer in asked.items():
         try:
-            allowed = {one.name for one in answer.result(_ANSWER_S).authorized_operations or ()}
+            allowed = {one.name for one in answer.result(2 * _ANSWER_S).authorized_operations or ()}
         except KafkaException as error:
             refused = error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
         else:
