@@ -27,15 +27,8 @@ from tests.commands import CommandLine
 from tests.faults.live import Processes, forked
 from tests.faults.recorded import GEOMETRY, answer_of, assert_is_offline, recordings, telemetry, wait_for_rows
 from tests.pipeline import WAIT_S, make_settings, publish, running, wait_for
-from tests.secured import (
-    ADMIN,
-    CANARY,
-    SecuredKafka,
-    SecuredRedis,
-    make_certificates,
-    secured_kafka,
-    secured_redis,
-)
+from tests.secured import ADMIN, CANARY, SecuredKafka, make_certificates, secured_kafka
+from tests.secured_redis import SecuredRedis, secured_redis
 
 TOPICS = TopicSettings(prefix="door.", partitions=2)
 REDIS = RedisSettings(prefix="door")

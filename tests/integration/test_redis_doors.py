@@ -9,7 +9,8 @@ from stream.errors import AccessError, UsageError
 from stream.ring import Layout
 from stream.settings import RedisSettings
 from stream.window_store import RingRef, RingWrite, WindowRequest, connect
-from tests.secured import CANARY, make_certificates, password, secured_redis
+from tests.secured import CANARY, make_certificates, password
+from tests.secured_redis import secured_redis
 
 PREFIX = "door"
 FIRST = 1000

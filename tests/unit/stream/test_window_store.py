@@ -52,7 +52,7 @@ def test_a_server_that_cannot_serve_now_is_worth_a_retry(store, error):
     ids=lambda error: type(error).__name__,
 )
 def test_a_refusal_is_told_and_not_retried(store, error):
-    with pytest.raises(AccessError, match="user default at Redis at 127.0.0.1:1") as caught:
+    with pytest.raises(AccessError, match=r"user default at Redis at 127\.0\.0\.1:1") as caught:
         store._call("write_rows", failing_with(error))
     assert str(error) in str(caught.value)
 
