@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from stream.errors import TelltaleError, UsageError
-from stream.logs import configure_logging
+from stream.logs import configure_logging, redacted
 from stream.service import stop_on_signals
 from stream.settings import FamilySettings, Settings, load_settings
 
@@ -81,10 +81,10 @@ def main() -> None:
         configure_logging(os.environ.get("TELLTALE_LOG_LEVEL", "info"))
         app()
     except UsageError as error:
-        sys.stderr.write(f"telltale: {error}\n")
+        sys.stderr.write(f"telltale: {redacted(str(error))}\n")
         sys.exit(2)
     except TelltaleError as error:
-        sys.stderr.write(f"telltale: {error}\n")
+        sys.stderr.write(f"telltale: {redacted(str(error))}\n")
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(1)
@@ -324,7 +324,21 @@ def doctor() -> None:
 @config_app.command("show")
 def config_show() -> None:
     """Print the effective settings as JSON, secrets redacted."""
-    print_json(load_settings().model_dump(mode="json"))
+    print_json(redacted(load_settings().model_dump(mode="json")))
+
+
+@config_app.command("access")
+def config_access(
+    kafka: Annotated[bool, typer.Option("--kafka", help="A shell script: topics, and ACLs of each service.")] = False,
+    redis: Annotated[bool, typer.Option("--redis", help="An ACL file: a user for each service.")] = False,
+) -> None:
+    """Print the least rights that the services need, to be loaded by an administrator; docs/security.md says how."""
+    from deploy.access import render_kafka, render_redis
+
+    if kafka == redis:
+        raise UsageError("config access wants --kafka or --redis")
+    settings = load_settings()
+    sys.stdout.write(render_kafka(settings.topics) if kafka else render_redis(settings.redis))
 
 
 @models_app.command("list")

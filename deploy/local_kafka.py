@@ -6,7 +6,7 @@ import subprocess
 import time
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from confluent_kafka import KafkaException
@@ -90,19 +90,28 @@ def broker_settings(directory: Path, port: int, controller_port: int) -> dict[st
     }
 
 
-def launch(directory: Path, port: int, controller_port: int, jars: Sequence[Path]) -> ServerProcess:
+def launch(
+    directory: Path,
+    port: int,
+    controller_port: int,
+    jars: Sequence[Path],
+    *,
+    more_settings: Mapping[str, str] | None = None,
+    format_arguments: Sequence[str] = (),
+) -> ServerProcess:
     """Start a broker whose data, log and settings lie in `directory`, formatting it at its first start.
 
-    Returns before the broker is ready. Raises TransientError if the directory can't be formatted.
+    more_settings: of `server.properties`, beside or instead of the usual ones. Returns before the broker is ready.
+    Raises TransientError if the directory can't be formatted.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    settings = broker_settings(directory, port, controller_port)
+    settings = {**broker_settings(directory, port, controller_port), **(more_settings or {})}
     properties = directory / "server.properties"
     properties.write_text("".join(f"{name}={_escaped(value)}\n" for name, value in settings.items()))
     (directory / "log4j2.properties").write_text(_LOGGING)
     java = _java_command(directory, jars)
     if not (directory / "data" / "meta.properties").exists():
-        _format(java, properties, directory)
+        _format(java, properties, directory, format_arguments)
     return spawn([*java, "kafka.Kafka", str(properties)], log_path(directory), _environment())
 
 
@@ -142,9 +151,17 @@ def answers(bootstrap: str, timeout_s: float = 2.0) -> bool:
         return False
 
 
-def _format(java: Sequence[str], properties: Path, directory: Path) -> None:
+def _format(java: Sequence[str], properties: Path, directory: Path, more: Sequence[str]) -> None:
     cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-    command = [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "--config", str(properties)]
+    command = [
+        *java,
+        "kafka.tools.StorageTool",
+        "format",
+        f"--cluster-id={cluster_id}",
+        "--config",
+        str(properties),
+        *more,
+    ]
     # What an interrupted format has left would pass for formatted.
     shutil.rmtree(directory / "data", ignore_errors=True)
     done = subprocess.run(  # noqa: S603 - our own command line

@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +41,7 @@ def find_server() -> Path:
         ) from error
 
 
-def launch(directory: Path, port: int) -> ServerProcess:
+def launch(directory: Path, port: int, *, more_options: Mapping[str, str] | None = None) -> ServerProcess:
     """Start a server on 127.0.0.1 that keeps everything in memory and evicts nothing; its log lies in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     options = {
@@ -53,6 +54,7 @@ def launch(directory: Path, port: int) -> ServerProcess:
         "appendonly": "no",
         # A full memory must be an error of the writer; an evicted window would be a silent loss.
         "maxmemory-policy": "noeviction",
+        **(more_options or {}),
     }
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
     environment = {name: os.environ[name] for name in ("PATH", "TMPDIR", "LANG", "TZ") if name in os.environ}

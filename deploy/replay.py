@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from stream.contracts import Sample
 from stream.errors import TransientError
 from stream.kafka import make_admin, make_producer, producer_config, wait_for_broker
+from stream.kafka_access import Right, failure
 from stream.settings import Settings
 from stream.topics import TELEMETRY, ensure_topics, topic_name
 from training.datasets import Dataset, Series, read_dataset
@@ -37,7 +38,7 @@ def replay(
     """
     dataset = read_dataset(path, interval_ms=interval_ms)
     wait_for_broker(settings.kafka)
-    ensure_topics(make_admin(settings.kafka), settings.topics)
+    ensure_topics(make_admin(settings.kafka), settings.topics, service="replay")
     return send(settings, samples(dataset), rows_per_s=rows_per_s, stop=stop)
 
 
@@ -88,7 +89,9 @@ def send(
         if rows_per_s:
             _pace(producer, count, rows_per_s, started)
     if producer.flush(_FLUSH_S) or failed:
-        raise TransientError(f"telemetry was not delivered: {failed[0].str() if failed else 'no answer in time'}")
+        if not failed:
+            raise TransientError("telemetry was not delivered: no answer in time")
+        raise failure(failed[0], "telemetry was not delivered", [Right("Write", "topic", topic)])
     return Sent(count, time.monotonic() - started)
 
 
@@ -105,7 +108,7 @@ def _produce(
         except BufferError:
             producer.poll(0.1)
         except KafkaException as error:
-            raise TransientError(f"telemetry can't be produced: {error.args[0].str()}") from error
+            raise failure(error.args[0], "telemetry can't be produced", [Right("Write", "topic", topic)]) from error
         else:
             producer.poll(0)
             return

@@ -8,8 +8,10 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from stream.contracts import Alert, ScoreBlock
-from stream.errors import TransientError
-from stream.kafka import Record, consumer_config, make_admin, make_consumer, to_record, watermarks
+from stream.errors import TelltaleError, TransientError
+from stream.kafka import NO_GROUP, Record, consumer_config, make_admin, make_consumer, to_record, watermarks
+from stream.kafka_access import Right, failure
+from stream.kafka_rights import lacking
 from stream.settings import Settings
 from stream.topics import Topic, partition_counts, topic_name
 
@@ -42,8 +44,9 @@ class Subscriber:
                 yield to_record(message)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 so the client names its constant
                 self._ended.add(place)
-            elif not error.retriable():
-                raise TransientError(f"reading failed: {error.str()}")
+            elif not error.retriable() and error.code() not in NO_GROUP:
+                needed = [Right("Read", "topic", str(message.topic()))]
+                raise failure(error, "reading failed", needed)
 
     def at_end(self) -> bool:
         """Say whether everything that was there has been read."""
@@ -68,10 +71,16 @@ def _assigned(settings: Settings, topics: tuple[Topic, ...], *, from_beginning: 
     consumer = make_consumer(consumer_config(settings.kafka, "telltale-subscriber") | {"enable.partition.eof": True})
     try:
         consumer.assign(list(_places(settings, consumer, topics, from_beginning=from_beginning)))
-    except TransientError:
+    except TelltaleError:
         consumer.close()
         raise
     return consumer
+
+
+def _unseen(settings: Settings, topic: str) -> TelltaleError:
+    if missing := lacking(settings.kafka, "Read", [topic]):
+        return failure(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), f"topic {topic} is not to be seen", missing)
+    return TransientError(f"there is no topic {topic}; start the services, which make it")
 
 
 def _places(
@@ -80,7 +89,7 @@ def _places(
     counts = partition_counts(make_admin(settings.kafka), settings.topics, _ANSWER_S)
     for name in (topic_name(settings.topics, topic) for topic in topics):
         if name not in counts:
-            raise TransientError(f"there is no topic {name}; start the services, which make it")
+            raise _unseen(settings, name)
         for partition in range(counts[name]):
             low, high = watermarks(consumer, TopicPartition(name, partition), _ANSWER_S)
             yield TopicPartition(name, partition, low if from_beginning else high)

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stream.contracts import WindowNotice
-from stream.errors import TransientError
 from stream.kafka import consumer_config, make_consumer, read_to_end
+from stream.kafka_access import Right, failure
 from stream.settings import Settings
 from stream.topics import WINDOWS, group_name, topic_name
 
@@ -33,7 +33,8 @@ class KafkaAcknowledgements:
         """Connect on first use; an answer is reused for `max_age_s`."""
         self._kafka = settings.kafka
         self._topic = topic_name(settings.topics, WINDOWS)
-        self._consumer = make_consumer(consumer_config(settings.kafka, group_name(settings.topics, worker_group)))
+        self._group = group_name(settings.topics, worker_group)
+        self._consumer = make_consumer(consumer_config(settings.kafka, self._group))
         self._max_age_s = max_age_s
         self._known: dict[int, tuple[float, int]] = {}
 
@@ -60,4 +61,12 @@ class KafkaAcknowledgements:
         try:
             return max(0, self._consumer.committed([place], timeout=5.0)[0].offset)
         except KafkaException as error:
-            raise TransientError(f"how far the worker is with {place.topic}: {error.args[0].str()}") from error
+            needed = [Right("Describe", "group", self._group), Right("Describe", "topic", self._topic)]
+            raise failure(self._cause(error), f"how far the worker is with {place.topic}", needed) from error
+
+    def _cause(self, error: KafkaException) -> KafkaError:
+        """Return why there was no answer: a refusal does not come from the call, which runs out of time."""
+        told = [
+            problem for message in self._consumer.consume(10, timeout=0) if (problem := message.error()) is not None
+        ]
+        return next(iter(told), cast("KafkaError", error.args[0]))

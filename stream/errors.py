@@ -5,6 +5,7 @@ Exception
 │   ├── ContractError      the record is bad: dead-letter it and go on
 │   ├── TransientError     a broker or Redis is away: retry inside one deadline
 │   │   └── FencedError    another owner took over: drop the state and rejoin
+│   ├── AccessError        a broker or Redis refuses login, certificate or right: exit 1, no retry helps
 │   ├── CheckpointError    the checkpoint is broken or foreign: keep the old model
 │   └── UsageError         the person or the settings asked for something impossible: exit 2
 └── anything else          a bug: log the coordinates once, exit non-zero, commit nothing
@@ -30,6 +31,10 @@ class TransientError(TelltaleError):
 
 class FencedError(TransientError):
     """Another process owns this partition now; whatever this one remembers of it is void."""
+
+
+class AccessError(TelltaleError):
+    """A server refuses us, or we refuse it: wrong password, untrusted certificate, missing right."""
 
 
 class CheckpointError(TelltaleError):

@@ -7,16 +7,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from stream.errors import TransientError, UsageError
+from stream.errors import AccessError, TransientError, UsageError
+from stream.kafka_access import Right, failure, login_refusal, security_config
 from stream.settings import KafkaSettings
 
 _log = structlog.get_logger()
+
+# A client that is assigned its partitions still asks for its group's coordinator, which it never uses.
+NO_GROUP = (KafkaError.GROUP_AUTHORIZATION_FAILED,)
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -62,6 +67,7 @@ def _common(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap.servers": require_bootstrap(settings),
         "reconnect.backoff.max.ms": 1000,
         "log_level": 4,
+        **security_config(settings),
     }
 
 
@@ -106,18 +112,19 @@ def producer_config(settings: KafkaSettings, transactional_id: str | None = None
 
 
 def make_consumer(config: Mapping[str, Any]) -> Consumer:
-    """Return a consumer whose client errors go to the log."""
-    return Consumer({**config, "error_cb": _log_client_error}, logger=_CLIENT_LOG)
+    """Return a consumer whose client errors go to the log; a refused login is raised from its next call."""
+    return Consumer({**config, "error_cb": partial(_on_client_error, config)}, logger=_CLIENT_LOG)
 
 
 def make_producer(config: Mapping[str, Any]) -> Producer:
-    """Return a producer whose client errors go to the log."""
-    return Producer({**config, "error_cb": _log_client_error}, logger=_CLIENT_LOG)
+    """Return a producer whose client errors go to the log; a refused login is raised from its next poll."""
+    return Producer({**config, "error_cb": partial(_on_client_error, config)}, logger=_CLIENT_LOG)
 
 
 def make_admin(settings: KafkaSettings) -> AdminClient:
-    """Return an admin client whose client errors go to the log."""
-    return AdminClient(_common(settings) | {"error_cb": _log_client_error}, logger=_CLIENT_LOG)
+    """Return an admin client whose client errors go to the log; a refused login is raised from its next poll."""
+    config = _common(settings)
+    return AdminClient(config | {"error_cb": partial(_on_client_error, config)}, logger=_CLIENT_LOG)
 
 
 def _never() -> bool:
@@ -127,7 +134,10 @@ def _never() -> bool:
 def wait_for_broker(
     settings: KafkaSettings, deadline_s: float | None = None, stopping: Callable[[], bool] = _never
 ) -> None:
-    """Return once a broker answers; raise TransientError after the deadline, or when `stopping()`."""
+    """Return once a broker answers; raise TransientError after the deadline, or when `stopping()`.
+
+    Raises AccessError as soon as login or certificate are refused.
+    """
     admin = make_admin(settings)
     limit = deadline_s if deadline_s is not None else settings.reconnect_deadline_s
     end = time.monotonic() + limit
@@ -136,6 +146,7 @@ def wait_for_broker(
             admin.list_topics(timeout=min(3.0, limit))
             return
         except KafkaException as error:
+            admin.poll(0)  # tells the client's own errors, which the call's does not
             if time.monotonic() >= end:
                 raise TransientError(
                     f"no Kafka broker answered at {settings.bootstrap} within {limit:.0f} s: {error.args[0].str()}"
@@ -244,9 +255,11 @@ def watermarks(consumer: Consumer, place: TopicPartition, timeout_s: float) -> t
         try:
             low, high = consumer.get_watermark_offsets(place, timeout=timeout_s)
         except KafkaException as error:
-            # The client does not say which errors pass by themselves, as while a leader is being chosen.
-            if time.monotonic() >= end:
-                raise TransientError(f"no offsets of {place.topic}/{place.partition}: {error.args[0].str()}") from error
+            needed = [Right("Describe", "topic", str(place.topic))]
+            told = failure(error.args[0], f"no offsets of {place.topic}/{place.partition}", needed)
+            # The client does not say which other errors pass by themselves, as while a leader is being chosen.
+            if isinstance(told, AccessError) or time.monotonic() >= end:
+                raise told from error
             time.sleep(0.1)
         else:
             return low, high
@@ -260,8 +273,11 @@ def _until(consumer: Consumer, place: TopicPartition, high: int, timeout_s: floa
             error = record.error()
             if error is None:
                 yield to_record(record)
+            elif error.code() in NO_GROUP:
+                continue
             elif error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 so the client names its constant
-                raise TransientError(f"reading {place.topic}/{place.partition} failed: {error.str()}")
+                needed = [Right("Read", "topic", place.topic)]
+                raise failure(error, f"reading {place.topic}/{place.partition} failed", needed)
             elif (record.offset() or 0) >= high:
                 return
     raise TransientError(f"{place.topic}/{place.partition} was not read to offset {high} within {timeout_s:.0f} s")
@@ -270,7 +286,7 @@ def _until(consumer: Consumer, place: TopicPartition, high: int, timeout_s: floa
 class _ClientLog(logging.Logger):
     """Takes librdkafka's own lines, which would go to stderr as they are, into our log as debug messages.
 
-    What matters of them comes as errors of the calls and through `_log_client_error`.
+    What matters of them comes as errors of the calls and through `_on_client_error`.
     """
 
     def log(self, level: int, msg: object, *args: object, **_: Any) -> None:
@@ -284,8 +300,13 @@ _QUIET_S = 5.0
 _last_told: dict[str, float] = {}
 
 
-def _log_client_error(error: KafkaError) -> None:
-    """Tell of a client's error, of each kind once in a while: a broker that is away fails twenty times a second."""
+def _on_client_error(config: Mapping[str, Any], error: KafkaError) -> None:
+    """Tell of a client's error, of each kind once in a while: a broker that is away fails twenty times a second.
+
+    Raises AccessError for a refused login, which the client passes on from the call that it is in.
+    """
+    if (refused := login_refusal(error, config)) is not None:
+        raise refused
     name, now = error.name(), time.monotonic()
     if now - _last_told.get(name, float("-inf")) >= _QUIET_S:
         _last_told[name] = now

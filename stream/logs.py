@@ -3,13 +3,14 @@
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
-# user:password@ of any URL that finds its way into a message.
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]*(?=@)")
+# user:password@ or token@ of any URL that finds its way into a message; a password may hold an unescaped slash.
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^/\s@]*:\S*|[^/\s@]+)(?=@)")
+_PARAMETERS = re.compile(r"(?i)([?&][^=&\s]*(?:key|secret|token|passw|signature|credential)[^=&\s]*=)[^&\s#'\"]+")
 
 
 def configure_logging(level: str = "info") -> None:
@@ -33,7 +34,16 @@ def configure_logging(level: str = "info") -> None:
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Hide credentials inside URLs, whatever field they stand in."""
-    for key, value in event.items():
-        if isinstance(value, str) and "://" in value:
-            event[key] = _CREDENTIALS.sub("***", value)
+    event.update(redacted(event))
     return event
+
+
+def redacted(value: Any) -> Any:
+    """Return text, or whatever holds text as JSON does, without the credentials in its URLs."""
+    if isinstance(value, str) and "://" in value:
+        return _PARAMETERS.sub(r"\1***", _CREDENTIALS.sub("***", value))
+    if isinstance(value, Mapping):
+        return {key: redacted(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(inner) for inner in value]
+    return value

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from stream.errors import TransientError
+from stream.errors import AccessError, TelltaleError, TransientError
 from stream.kafka import (
     Outgoing,
     Record,
@@ -25,6 +25,8 @@ from stream.kafka import (
     watermarks,
     within,
 )
+from stream.kafka_access import Right, failure
+from stream.kafka_rights import lacking
 from stream.metrics import Health, Metrics
 from stream.settings import KafkaSettings
 
@@ -126,7 +128,7 @@ class TransactionalLoop:
         try:
             producer.init_transactions(self._kafka.reconnect_deadline_s)
         except KafkaException as error:
-            raise TransientError(f"transactions of {self._config.transactional_id}: {_text(error)}") from error
+            raise self._failure(error.args[0], f"transactions of {self._config.transactional_id}") from error
         consumer = make_consumer(consumer_config(self._kafka, self._config.group))
         try:
             consumer.subscribe([self._config.topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
@@ -161,10 +163,10 @@ class TransactionalLoop:
         try:
             messages = consumer.consume(self._config.batch_records, timeout=0.0 if self._held else POLL_S)
         except KafkaException as error:
-            raise TransientError(f"consuming {self._config.topic}: {_text(error)}") from error
+            raise self._failure(error.args[0], f"consuming {self._config.topic}") from error
         for message in messages:
             if (problem := message.error()) is not None:
-                _raise_for(problem, message.partition())
+                self._raise_for(problem, message.partition())
         records = [to_record(message) for message in messages if message.error() is None]
         self._metrics.records_consumed.inc(len(records))
         return [record for record in records if record.partition in self._owned]
@@ -184,7 +186,7 @@ class TransactionalLoop:
 
         The order is the guarantee: readers of committed records see outputs and offsets together or not at all.
         """
-        delivered: list[tuple[Outgoing, int]] = []
+        delivered = _Deliveries()
         offsets = [TopicPartition(self._config.topic, p, offset) for p, offset in progress.next_offsets.items()]
         timeout = self._kafka.transaction_timeout_ms / 1000
         with self._metrics.txn_commit.time():
@@ -196,11 +198,34 @@ class TransactionalLoop:
             except KafkaException as error:
                 self._metrics.txn_aborts.inc()
                 _abort(producer)
-                raise TransientError(f"the transaction was not committed: {_text(error)}") from error
+                raise self._not_committed(error.args[0], progress, delivered) from error
             except TransientError:
                 self._metrics.txn_aborts.inc()
                 raise
         self._stage.committed(delivered)
+
+    def _failure(self, error: KafkaError, doing: str) -> TelltaleError:
+        config = self._config
+        needed = [
+            Right("Read", "topic", config.topic),
+            Right("Read", "group", config.group),
+            Right("Write", "transactional id", config.transactional_id),
+        ]
+        return failure(error, doing, needed)
+
+    def _not_committed(self, error: KafkaError, progress: Progress, delivered: "_Deliveries") -> TelltaleError:
+        doing = "the transaction was not committed"
+        if delivered.refused:
+            return delivered.refused[0]
+        if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:  # of which topic, it does not say
+            missing = lacking(self._kafka, "Write", {message.topic for message in progress.outgoing})
+            return failure(error, doing, missing) if missing else self._failure(error, doing)
+        return self._failure(error, doing)
+
+    def _raise_for(self, error: KafkaError, partition: int | None) -> None:
+        if error.fatal() or not error.retriable():
+            raise self._failure(error, f"reading partition {partition}")
+        _log.warning("kafka", error=error.str())
 
     def _check(self) -> None:
         if time.monotonic() - self._checked >= _CHECK_S:
@@ -234,7 +259,7 @@ class TransactionalLoop:
         try:
             known = consumer.committed([place], timeout=self._kafka.reconnect_deadline_s)[0].offset
         except KafkaException as error:
-            raise TransientError(f"offsets of {place.topic}/{place.partition}: {_text(error)}") from error
+            raise self._failure(error.args[0], f"offsets of {place.topic}/{place.partition}") from error
         low, high = watermarks(consumer, place, self._kafka.reconnect_deadline_s)
         if known < 0:
             return low, low
@@ -274,7 +299,15 @@ class TransactionalLoop:
         self._metrics.paused_partitions.set(len(wanted))
 
 
-def _produce(producer: Producer, outgoing: list[Outgoing], delivered: list[tuple[Outgoing, int]]) -> None:
+class _Deliveries(list[tuple[Outgoing, int]]):
+    """The messages that arrived, each with its offset; and what was said of those that a broker refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: list[AccessError] = []
+
+
+def _produce(producer: Producer, outgoing: list[Outgoing], delivered: _Deliveries) -> None:
     for message in outgoing:
         producer.produce(
             message.topic,
@@ -293,10 +326,14 @@ def _add_offsets(producer: Producer, offsets: list[TopicPartition], group: Any, 
     within(timeout_s + _MARGIN_S, "send_offsets_to_transaction", call)  # librdkafka issues 5456 and 5511
 
 
-def _recorder(delivered: list[tuple[Outgoing, int]], message: Outgoing) -> Callable[[KafkaError | None, Any], None]:
+def _recorder(delivered: _Deliveries, message: Outgoing) -> Callable[[KafkaError | None, Any], None]:
     def record(error: KafkaError | None, sent: Any) -> None:
         if error is None:
             delivered.append((message, sent.offset()))
+            return
+        told = failure(error, f"producing to {message.topic}", [Right("Write", "topic", message.topic)])
+        if isinstance(told, AccessError):
+            delivered.refused.append(told)
 
     return record
 
@@ -307,12 +344,6 @@ def _abort(producer: Producer) -> None:
         producer.abort_transaction(5.0)
     except KafkaException as error:
         _log.warning("abort failed; the transaction ends by its timeout", error=_text(error))
-
-
-def _raise_for(error: KafkaError, partition: int | None) -> None:
-    if error.fatal() or not error.retriable():
-        raise TransientError(f"reading partition {partition}: {error.str()}")
-    _log.warning("kafka", error=error.str())
 
 
 def _text(error: KafkaException) -> str:

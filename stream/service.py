@@ -39,7 +39,7 @@ def run_service(settings: Settings, service: Service, stop: threading.Event) -> 
     loop = TransactionalLoop(settings.kafka, config, service.stage, service.metrics, service.health)
     with MetricsServer(settings.metrics, service.metrics, service.health) as server:
         wait_for_broker(settings.kafka, stopping=stop.is_set)
-        ensure_topics(make_admin(settings.kafka), settings.topics)
+        ensure_topics(make_admin(settings.kafka), settings.topics, service=service.name)
         _log.info("started", service=service.name, group=group, metrics_port=server.port, topic=topic)
         loop.run(stop.is_set)
     _log.info("stopped", service=service.name)

@@ -7,6 +7,7 @@ Environment variables are `TELLTALE_` and the path joined by `__`: `TELLTALE_KAF
 import fnmatch
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -20,8 +21,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from stream.credentials import check_login, check_pair, refuse_nonsense
 from stream.errors import UsageError
 from stream.grid import Geometry
+from stream.logs import redacted
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
@@ -43,14 +46,75 @@ class KafkaSettings(_Section):
     )
     transaction_timeout_ms: int = Field(15_000, ge=1000, description="an orphaned transaction blocks readers so long")
     queue_mib: int = Field(64, ge=1, description="memory for records fetched ahead, per consumer")
+    security_protocol: str = Field(
+        "PLAINTEXT", pattern="^(PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)$", description="TLS by SSL, a login by SASL"
+    )
+    sasl_mechanism: str = Field(
+        "SCRAM-SHA-512", pattern="^(SCRAM-SHA-256|SCRAM-SHA-512|PLAIN)$", description="how the password is shown"
+    )
+    sasl_username: str = Field("", description="the principal that the broker's rights are given to")
+    sasl_password: SecretStr = Field(SecretStr(""), description="its password")
+    sasl_password_file: str = Field("", description="file with the password, instead of sasl_password")
+    ssl_ca: str = Field("", description="PEM file of the authorities to trust; the system's if empty")
+    ssl_certificate: str = Field("", description="PEM file of a client certificate, if the broker wants one")
+    ssl_key: str = Field("", description="PEM file of its private key")
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        refuse_nonsense(
+            check_login(self.sasl_username, self.sasl_password, self.sasl_password_file, "sasl_"),
+            check_pair(self.ssl_certificate, self.ssl_key, "ssl_"),
+            *_check_protocol(self),
+        )
+        return self
 
 
 class RedisSettings(_Section):
     """The window store. An empty URL means: use the local stack that is running."""
 
-    url: SecretStr = Field(SecretStr(""), description="redis://[user:password@]host:port/db")
+    url: SecretStr = Field(SecretStr(""), description="redis[s]://[user:password@]host:port/db; rediss:// is TLS")
+    username: str = Field("", description="ACL user, if the URL names none")
+    password: SecretStr = Field(SecretStr(""), description="its password")
+    password_file: str = Field("", description="file with the password, instead of password")
+    ca: str = Field("", description="PEM file of the authorities to trust; the system's if empty")
+    certificate: str = Field("", description="PEM file of a client certificate, if the server wants one")
+    key: str = Field("", description="PEM file of its private key")
     prefix: str = Field("telltale", pattern=_NAME, description="start of every key")
     timeout_s: float = Field(5.0, gt=0, description="a command that takes longer counts as failed")
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        refuse_nonsense(
+            check_login(self.username, self.password, self.password_file, ""),
+            check_pair(self.certificate, self.key, ""),
+            *_check_url(self),
+        )
+        return self
+
+
+def _check_protocol(kafka: KafkaSettings) -> Iterator[str]:
+    protocol = kafka.security_protocol
+    logs_in = "sasl_username" if kafka.sasl_username else "sasl_password" if _has_password(kafka) else ""
+    if "SASL" in protocol and not kafka.sasl_username:
+        yield f"security_protocol {protocol} wants sasl_username and its password"
+    if "SASL" not in protocol and logs_in:
+        yield f"{logs_in} is set, but with security_protocol {protocol} nobody logs in: set SASL_SSL"
+    files = next((name for name in ("ssl_ca", "ssl_certificate", "ssl_key") if getattr(kafka, name)), "")
+    if "SSL" not in protocol and files:
+        yield f"{files} is set, but security_protocol {protocol} has no TLS: set SSL or SASL_SSL"
+
+
+def _has_password(kafka: KafkaSettings) -> bool:
+    return bool(kafka.sasl_password.get_secret_value() or kafka.sasl_password_file)
+
+
+def _check_url(settings: RedisSettings) -> Iterator[str]:
+    url = settings.url.get_secret_value()
+    named = next((name for name in ("ca", "certificate", "key") if getattr(settings, name)), "")
+    if named and not url.startswith("rediss://"):
+        yield f"{named} is set, but url is no rediss:// URL: nothing would be encrypted"
+    if settings.username and "@" in url:
+        yield "username is set, and url has a user too: name one"
 
 
 class TopicSettings(_Section):
@@ -213,6 +277,7 @@ def _explain(error: ValidationError) -> str:
 def _problem(error: Any) -> str:
     path = ".".join(str(part) for part in error["loc"]) or "settings"
     # What stands in an unknown field or for Redis may be a password, and a whole section may hold one.
-    secret = error["loc"][:1] == ("redis",) or error["type"] == "extra_forbidden"
-    got = "" if secret or isinstance(error["input"], dict | list) else f" (got {error['input']!r})"
-    return f"  {path}: {error['msg']}{got}"
+    secret = error["loc"][:1] == ("redis",) or path == "kafka" or "password" in path
+    hidden = secret or error["type"] == "extra_forbidden" or isinstance(error["input"], dict | list)
+    got = "" if hidden else f" (got {redacted(error['input'])!r})"
+    return f"  {path}: {error['msg'].removeprefix('Value error, ')}{got}"

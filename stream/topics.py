@@ -1,5 +1,6 @@
 """The topics: names, configuration and creation. Knows no record's content."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException
@@ -7,6 +8,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from stream.errors import TransientError, UsageError
+from stream.kafka_access import Right, failure
 from stream.settings import TopicSettings
 
 _DAY_MS = 86_400_000
@@ -41,22 +43,65 @@ def group_name(settings: TopicSettings, service: str) -> str:
     return f"{settings.prefix}telltale-{service}"
 
 
-def ensure_topics(admin: AdminClient, settings: TopicSettings, timeout_s: float = 30.0) -> None:
+class Use(NamedTuple):
+    """The topics of a service; where rights are given sparingly it sees no others."""
+
+    reads: tuple[Topic, ...] = ()
+    writes: tuple[Topic, ...] = ()
+
+
+# By the name of the service, or of the verb.
+USES = {
+    # It reads notices again that the worker has not got to.
+    "windower": Use(reads=(TELEMETRY, WINDOWS), writes=(WINDOWS, DEAD_LETTERS)),
+    "worker": Use(reads=(WINDOWS, DECISIONS), writes=(SCORES, ALERTS, DECISIONS)),
+    "replay": Use(writes=(TELEMETRY,)),
+    "alerts": Use(reads=(ALERTS,)),
+}
+
+
+def ensure_topics(
+    admin: AdminClient, settings: TopicSettings, timeout_s: float = 30.0, *, service: str | None = None
+) -> None:
     """Create what is missing, and check that entities keep their partition from topic to topic.
 
-    Raises UsageError if existing topics differ in their number of partitions, TransientError if the broker is away.
+    service: the one that asks, if it is content with the topics it uses itself: it may not see others, nor make any.
+    Raises UsageError if existing topics differ in their number of partitions, TransientError if the broker is away,
+    AccessError if a topic is missing that may not be made.
     """
-    new = [_new_topic(settings, topic) for topic in ALL]
-    for name, future in admin.create_topics(new, operation_timeout=timeout_s).items():
-        try:
-            future.result(timeout_s)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise TransientError(f"can't create topic {name}: {error.args[0].str()}") from error
+    wanted = _wanted(settings, service)
+    seen = partition_counts(admin, settings, timeout_s)
+    if not seen.keys() >= wanted.keys():
+        _create(admin, [_new_topic(settings, t) for t in ALL if topic_name(settings, t) not in seen], wanted, timeout_s)
     partitions = partition_counts(admin, settings, timeout_s)
     if len(set(partitions.values())) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in sorted(partitions.items()))
         raise UsageError(f"all topics want the same number of partitions, but {listed}")
+
+
+def _wanted(settings: TopicSettings, service: str | None) -> dict[str, list[Right]]:
+    """Return the topics that must be there, each with the rights by any of which it is seen."""
+    if service is None:
+        return {topic_name(settings, topic): [] for topic in ALL}
+    wanted: dict[str, list[Right]] = {}
+    for operation, topics in (("Read", USES[service].reads), ("Write", USES[service].writes)):
+        for name in (topic_name(settings, topic) for topic in topics):
+            wanted.setdefault(name, []).append(Right(operation, "topic", name))
+    return wanted
+
+
+def _create(admin: AdminClient, new: list[NewTopic], wanted: Mapping[str, list[Right]], timeout_s: float) -> None:
+    for name, future in admin.create_topics(new, operation_timeout=timeout_s).items():
+        try:
+            future.result(timeout_s)
+        except KafkaException as error:
+            code = error.args[0].code()
+            refused = code == KafkaError.TOPIC_AUTHORIZATION_FAILED
+            if code == KafkaError.TOPIC_ALREADY_EXISTS or (refused and name not in wanted):
+                continue
+            doing = f"topic {name} is not there, or not to be seen, and can't be created"
+            needed = [*wanted.get(name, []), Right("Create", "topic", name)]
+            raise failure(error.args[0], doing, needed) from error
 
 
 def partition_counts(admin: AdminClient, settings: TopicSettings, timeout_s: float) -> dict[str, int]:
@@ -69,11 +114,15 @@ def partition_counts(admin: AdminClient, settings: TopicSettings, timeout_s: flo
     return {name: len(known[name].partitions) for name in names if name in known}
 
 
+def topic_config(topic: Topic) -> dict[str, str]:
+    """Return a topic's own settings on the brokers."""
+    return {"cleanup.policy": "compact"} if topic.compacted else {"retention.ms": str(topic.retention_ms)}
+
+
 def _new_topic(settings: TopicSettings, topic: Topic) -> NewTopic:
-    config = {"cleanup.policy": "compact"} if topic.compacted else {"retention.ms": str(topic.retention_ms)}
     return NewTopic(
         topic_name(settings, topic),
         num_partitions=settings.partitions,
         replication_factor=settings.replication,
-        config=config,
+        config=topic_config(topic),
     )

@@ -6,6 +6,7 @@ Redis Cluster slot. Every write carries the epoch its writer acquired; a writer 
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
@@ -13,11 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import redis
 from numpy.typing import NDArray
-from redis.backoff import NoBackoff
 from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError
-from redis.retry import Retry
 
 from stream.errors import FencedError, TransientError, UsageError
+from stream.redis_access import redis_client, refusal
 from stream.ring import Layout, Write
 from stream.settings import RedisSettings
 
@@ -28,6 +28,7 @@ local epoch = math.max(stored + 1, now[1] * 1000000 + now[2])
 redis.call('SET', KEYS[1], string.format('%.0f', epoch))
 return {string.format('%.0f', epoch), redis.call('GET', KEYS[2]) or ''}
 """
+_LOAD = "return {redis.call('GET', KEYS[1]), redis.call('HGETALL', KEYS[2])}"
 # ARGV: epoch, then per ring: size, time to live in ms, number of writes, and position and bytes of each.
 _WRITE_ROWS = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -48,6 +49,12 @@ redis.call('SET', KEYS[3], ARGV[3])
 return 1
 """
 
+# What an ACL user must be allowed: the commands of the scripts, and those that are called from here.
+_SCRIPTED = re.findall(r"redis\.call\('(\w+)'", _ACQUIRE + _LOAD + _WRITE_ROWS + _SAVE_HEADS)
+READER_COMMANDS = ("INFO", "GETRANGE")
+WRITER_COMMANDS = tuple(dict.fromkeys((*READER_COMMANDS, "EVALSHA", "SCRIPT LOAD", *_SCRIPTED)))
+
+_AWAY = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError)
 # Refusals that end when memory is free, or when a failover is over.
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
 
@@ -127,6 +134,7 @@ class RedisWindowStore:
         self._prefix = prefix
         self._timer: Timer = timer or (lambda _: nullcontext())
         self._acquire = client.register_script(_ACQUIRE)
+        self._load = client.register_script(_LOAD)
         self._write_rows = client.register_script(_WRITE_ROWS)
         self._save_heads = client.register_script(_SAVE_HEADS)
         self._stored: dict[int, str] = {}  # the next offset of each partition's snapshot; empty before the first
@@ -146,16 +154,10 @@ class RedisWindowStore:
 
     def load(self, partition: int) -> Snapshot:
         """Return the last snapshot of a partition."""
-
-        def read() -> tuple[bytes | None, dict[bytes, bytes]]:
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.get(self._key(partition, "next"))
-            pipe.hgetall(self._key(partition, "heads"))
-            offset, heads = pipe.execute()
-            return offset, heads
-
-        offset, heads = self._call("load", read)
-        return Snapshot(None if offset is None else int(offset), {k.decode(): v for k, v in heads.items()})
+        keys = [self._key(partition, name) for name in ("next", "heads")]
+        offset, heads = self._call("load", lambda: self._load(keys=keys))
+        names = (entity.decode() for entity in heads[::2])
+        return Snapshot(None if offset is None else int(offset), dict(zip(names, heads[1::2], strict=True)))
 
     def write_rows(self, partition: int, epoch: int, rings: Sequence[RingWrite]) -> None:
         """Put rows into rings, all or none. Raises FencedError if the epoch is not the stored one."""
@@ -232,9 +234,11 @@ class RedisWindowStore:
         try:
             with self._timer(operation):
                 return command()
-        except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
-            raise TransientError(f"Redis did not answer {operation}: {error}") from error
-        except redis.ResponseError as error:
+        except redis.RedisError as error:
+            if (refused := refusal(error, f"{operation} on keys {{{self._prefix}:…", self._redis)) is not None:
+                raise refused from error
+            if isinstance(error, _AWAY):
+                raise TransientError(f"Redis did not answer {operation}: {error}") from error
             # MISCONF: its disk is full or away.
             if isinstance(error, _PASSING) or str(error).startswith("MISCONF"):
                 raise TransientError(f"Redis refused {operation}: {error}") from error
@@ -246,16 +250,5 @@ def connect(settings: RedisSettings, timer: Timer | None = None, *, layout: str 
 
     layout: what is stored under one is invisible under another.
     """
-    try:
-        client = redis.Redis.from_url(
-            settings.url.get_secret_value(),
-            socket_timeout=settings.timeout_s,
-            socket_connect_timeout=settings.timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=3,
-        )
-    except ValueError:  # its text may quote a part of the password
-        raise UsageError(
-            "redis.url wants redis://[user:password@]host:port/db: set it (TELLTALE_REDIS__URL) or run `telltale up`"
-        ) from None
+    client = redis_client(settings)
     return RedisWindowStore(client, f"{settings.prefix}:{layout}" if layout else settings.prefix, timer)

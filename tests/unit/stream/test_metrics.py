@@ -143,3 +143,13 @@ def test_the_port_is_free_again_afterwards(health):
         again = server.port
     with MetricsServer(MetricsSettings(port=again), Metrics(), health) as server:
         assert server.port == again
+
+
+def test_without_being_told_otherwise_only_this_machine_is_answered(health):
+    """On Linux all of 127/8 is this machine, and what listens at every address answers at 127.0.0.2 too."""
+    with MetricsServer(MetricsSettings(port=0), Metrics(), health) as server:
+        assert get(server.port, "/livez")[0] == 200
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", server.port), 5).close()
+    with MetricsServer(MetricsSettings(host="0.0.0.0", port=0), Metrics(), health) as server:  # noqa: S104 told otherwise
+        socket.create_connection(("127.0.0.2", server.port), 5).close()

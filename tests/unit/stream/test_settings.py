@@ -210,3 +210,58 @@ def test_the_layout_is_the_same_wherever_it_is_asked_for(monkeypatch):
     here = load_settings(families=[FAMILY]).layout
     monkeypatch.setenv("TELLTALE_INSTANCE", "7")
     assert load_settings(families=[{**FAMILY, "entities": "rover-*"}]).layout == here
+
+
+LOGIN = {"sasl_username": "me", "sasl_password": SECRET}
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("kafka", {"security_protocol": "SASL_SSL"}, "security_protocol SASL_SSL wants sasl_username and its password"),
+        ("kafka", {"security_protocol": "SASL_SSL", "sasl_username": "me"}, "sasl_username is set without a password"),
+        ("kafka", {"security_protocol": "SASL_SSL", "sasl_password": SECRET}, "set without sasl_username"),
+        (
+            "kafka",
+            {"security_protocol": "SASL_SSL", **LOGIN, "sasl_password_file": "f"},
+            "sasl_password and sasl_password_file are both set: keep one",
+        ),
+        ("kafka", LOGIN, "with security_protocol PLAINTEXT nobody logs in: set SASL_SSL"),
+        ("kafka", {"security_protocol": "SSL", **LOGIN}, "with security_protocol SSL nobody logs in"),
+        ("kafka", {"ssl_ca": "ca.pem"}, "ssl_ca is set, but security_protocol PLAINTEXT has no TLS"),
+        ("kafka", {"security_protocol": "SASL_PLAINTEXT", **LOGIN, "ssl_ca": "ca.pem"}, "has no TLS"),
+        ("kafka", {"security_protocol": "SSL", "ssl_key": "k"}, "ssl_certificate and ssl_key want each other"),
+        ("kafka", {"security_protocol": "TLS"}, "should match pattern"),
+        ("kafka", {"sasl_mechanism": "SCRAM"}, "should match pattern"),
+        ("redis", {"url": "redis://h", "ca": "ca.pem"}, "ca is set, but url is no rediss:// URL"),
+        ("redis", {"url": "rediss://h", "certificate": "c"}, "certificate and key want each other"),
+        (
+            "redis",
+            {"url": f"redis://u:{SECRET}@h", "username": "u", "password": SECRET},
+            "url has a user too: name one",
+        ),
+        ("redis", {"url": "redis://h", "username": "u"}, "username is set without a password"),
+        ("redis", {"url": "redis://h", "password": SECRET}, "password is set without username"),
+    ],
+)
+def test_a_login_that_makes_no_sense_is_refused_in_one_sentence(section, values, said):
+    with pytest.raises(UsageError) as caught:
+        load_settings(**{section: values})
+    text = str(caught.value)
+    assert text.startswith("1 wrong setting(s):\n")
+    assert len(text.splitlines()) == 2
+    assert said in text
+    assert SECRET not in text
+
+
+@pytest.mark.parametrize("protocol", ["SASL_SSL", "SASL_PLAINTEXT"])
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512", "PLAIN"])
+def test_every_login_that_makes_sense_is_taken(protocol, mechanism):
+    kafka = load_settings(kafka={"security_protocol": protocol, "sasl_mechanism": mechanism, **LOGIN}).kafka
+    assert (kafka.sasl_username, kafka.sasl_password.get_secret_value()) == ("me", SECRET)
+
+
+def test_what_is_shown_of_a_wrong_setting_has_no_secret_of_a_url():
+    with pytest.raises(UsageError) as caught:
+        load_settings(kafka={"group_protocol": f"s3://me:{SECRET}@bucket"})
+    assert SECRET not in str(caught.value)

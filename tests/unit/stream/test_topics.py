@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from stream.errors import TransientError, UsageError
+from stream.errors import AccessError, TransientError, UsageError
 from stream.settings import TopicSettings
-from stream.topics import ALERTS, ALL, DECISIONS, TELEMETRY, WINDOWS, ensure_topics, group_name, topic_name
+from stream.topics import ALERTS, ALL, DECISIONS, TELEMETRY, USES, WINDOWS, ensure_topics, group_name, topic_name
 
 SETTINGS = TopicSettings(prefix="prod.", partitions=3, replication=2)
 
@@ -93,5 +93,42 @@ def test_other_peoples_topics_do_not_count():
 
 
 def test_a_broker_that_is_away_is_not_our_fault():
-    with pytest.raises(TransientError, match="can't create topic prod"):
+    with pytest.raises(TransientError, match="can't list topics"):
         ensure_topics(Admin(failing_with=KafkaError._TIMED_OUT), SETTINGS)
+
+
+class StrictAdmin(Admin):
+    """A broker that lets this principal see some topics, and make none."""
+
+    def _create(self, topic):
+        future = Future()
+        future.set_exception(KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)))
+        self.made[topic.topic] = topic
+        return future
+
+
+@pytest.mark.parametrize("service", USES)
+def test_a_service_that_sees_its_own_topics_asks_for_nothing_more(service):
+    own = {topic_name(SETTINGS, topic): 3 for topic in (*USES[service].reads, *USES[service].writes)}
+    admin = StrictAdmin(own)
+    ensure_topics(admin, SETTINGS, service=service)
+    assert admin.made == {}
+
+
+@pytest.mark.parametrize(("topic", "right"), [(TELEMETRY, "Read"), (WINDOWS, "Write")])
+def test_a_topic_that_a_service_neither_sees_nor_may_make_is_named_with_the_right(topic, right):
+    name = topic_name(SETTINGS, topic)
+    own = {topic_name(SETTINGS, one): 3 for one in (*USES["windower"].reads, *USES["windower"].writes)}
+    del own[name]
+    with pytest.raises(AccessError, match=rf"{right} on topic {name}.* or Create on topic {name}"):
+        ensure_topics(StrictAdmin(own), SETTINGS, service="windower")
+
+
+def test_whoever_may_make_topics_makes_all_of_them():
+    admin = Admin()
+    ensure_topics(admin, SETTINGS, service="replay")
+    assert len(admin.made) == len(ALL)
+
+
+def test_every_topic_is_used_by_somebody():
+    assert {topic for use in USES.values() for topic in (*use.reads, *use.writes)} == set(ALL)

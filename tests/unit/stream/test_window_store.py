@@ -4,7 +4,7 @@ import pytest
 import redis
 from redis import exceptions
 
-from stream.errors import TransientError
+from stream.errors import AccessError, TransientError
 from stream.settings import RedisSettings
 from stream.window_store import connect
 
@@ -44,8 +44,20 @@ def test_a_server_that_cannot_serve_now_is_worth_a_retry(store, error):
 
 
 @pytest.mark.parametrize(
-    "error", [redis.ResponseError("ERR syntax"), exceptions.NoPermissionError("no"), KeyError("x")]
+    "error",
+    [
+        redis.AuthenticationError("WRONGPASS invalid username-password pair or user is disabled."),
+        exceptions.NoPermissionError("User worker has no permissions to run the 'setrange' command"),
+    ],
+    ids=lambda error: type(error).__name__,
 )
+def test_a_refusal_is_told_and_not_retried(store, error):
+    with pytest.raises(AccessError, match=r"user default at Redis at 127\.0\.0\.1:1") as caught:
+        store._call("write_rows", failing_with(error))
+    assert str(error) in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [redis.ResponseError("ERR syntax"), KeyError("x")])
 def test_anything_else_is_a_bug(store, error):
     with pytest.raises(type(error)):
         store._call("write_rows", failing_with(error))

@@ -1,0 +1,62 @@
+"""Logins and certificates as settings give them: what contradicts itself, and a password that lies in a file.
+
+Knows neither Kafka nor Redis.
+"""
+
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from stream.errors import UsageError
+
+
+def check_login(user: str, password: SecretStr, password_file: str, prefix: str) -> str | None:
+    """Return what is wrong with a login, None if it is whole or absent. prefix: start of its settings' names."""
+    given = bool(password.get_secret_value())
+    if given and password_file:
+        return f"{prefix}password and {prefix}password_file are both set: keep one"
+    if user and not (given or password_file):
+        return f"{prefix}username is set without a password: set {prefix}password or {prefix}password_file"
+    if (given or password_file) and not user:
+        return f"{prefix}password is set without {prefix}username"
+    return None
+
+
+def check_pair(certificate: str, key: str, prefix: str) -> str | None:
+    """Return what is wrong with a client certificate, None if it is whole or absent."""
+    if bool(certificate) == bool(key):
+        return None
+    return f"{prefix}certificate and {prefix}key want each other: set both or neither"
+
+
+def refuse_nonsense(*problems: str | None) -> None:
+    """Raise ValueError with the first problem, if there is any."""
+    found = next((problem for problem in problems if problem), None)
+    if found:
+        raise ValueError(found)
+
+
+def read_password(password: SecretStr, password_file: str) -> str:
+    """Return the password, from its file if that is named; raise UsageError if the file can't be read or is empty.
+
+    It is read when a client is made, so that a service started after a rotation has the new one.
+    """
+    if not password_file:
+        return password.get_secret_value()
+    try:
+        found = Path(password_file).read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"password file {password_file} can't be read: {why}") from None
+    if not found:
+        raise UsageError(f"password file {password_file} is empty")
+    return found
+
+
+def require_file(path: str, setting: str) -> str:
+    """Return the path of a file that can be read; raise UsageError that names the setting."""
+    try:
+        with Path(path).open("rb"):
+            return path
+    except OSError as error:
+        raise UsageError(f"{setting} names {path}, which can't be read: {error.strerror}") from None
