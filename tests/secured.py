@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import trustme
 from confluent_kafka.admin import (
     AclBinding,
     AclBindingFilter,
@@ -22,6 +23,7 @@ from confluent_kafka.admin import (
     ScramMechanism,
     UserScramCredentialUpsertion,
 )
+from cryptography.hazmat.primitives import serialization
 
 from deploy import local_kafka, processes
 from deploy.access import principal, render_kafka
@@ -60,27 +62,18 @@ class Certificates(NamedTuple):
 
 
 def make_certificates(folder: Path) -> Certificates:
-    """Make certificates that are good for two days."""
+    """Make certificates."""
     made = Certificates(*(folder / name for name in ("ca.pem", "stranger.pem", "server.pem", "server.key")))
-    for authority in (made.authority, made.stranger):
-        _openssl("req", "-x509", *_new_key(authority.with_suffix(".key")), "-days", "2", "-out", str(authority))
-    request, names = folder / "server.csr", folder / "names"
-    _openssl("req", *_new_key(made.server_key), "-out", str(request))
-    names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    signer = ["-CA", str(made.authority), "-CAkey", str(made.authority.with_suffix(".key")), "-CAcreateserial"]
-    signed = ["-days", "2", "-extfile", str(names), "-out", str(made.server)]
-    _openssl("x509", "-req", "-in", str(request), *signer, *signed)
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(made.authority))
+    trustme.CA().cert_pem.write_to_path(str(made.stranger))
+    server = authority.issue_cert("localhost", "127.0.0.1")
+    server.cert_chain_pems[0].write_to_path(str(made.server))
+    key = serialization.load_pem_private_key(server.private_key_pem.bytes(), None)
+    # The one format that Kafka reads.
+    pem, pkcs8, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    made.server_key.write_bytes(key.private_bytes(pem, pkcs8, plain))
     return made
-
-
-def _new_key(file: Path) -> list[str]:
-    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    return [*kind, "-keyout", str(file), "-subj", f"/CN={file.stem}"]
-
-
-def _openssl(*arguments: str) -> None:
-    done = subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"openssl {arguments[0]}: {done.stderr}"
 
 
 class Tool(NamedTuple):

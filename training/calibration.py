@@ -227,7 +227,7 @@ def _rule(
     final: Sequence[NDArray[np.float64]],
     alarms_per_week: float | None,
 ) -> DecisionConfig:
-    """Let an entity learn for one window, adapt after a part of one; raise the thresholds to what a budget of alarms asks for."""
+    """Let an entity learn for a window and adapt after a part of one; raise the thresholds to what a budget wants."""
     length, interval = trained.geometry.length, trained.dataset.interval_ms
     rule = msgspec.structs.replace(rule, learning=length, adapt_after=int(ADAPT_SHARE * length))
     if alarms_per_week is None:
