@@ -40,8 +40,9 @@ class Crash(NamedTuple):
 class Processes:
     """The services of one pipeline, each with a log file."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        """Write the settings file; start nothing yet."""
+    def __init__(self, settings: Settings, folder: Path, prepare: Callable[[], None] | None = None) -> None:
+        """Write the settings file; start nothing yet. prepare: called in every process before it begins."""
+        self._prepare = prepare
         self._folder = folder
         self._settings_file = folder / "telltale.toml"
         self._settings_file.write_bytes(msgspec.toml.encode(_plain(settings)))
@@ -54,7 +55,7 @@ class Processes:
         """
         service, _, instance = name.partition("-")
         environment = {"TELLTALE_CONFIG": str(self._settings_file), "TELLTALE_INSTANCE": instance or "0"}
-        arguments = (service, environment, str(self._log(name)), crash)
+        arguments = (service, environment, str(self._log(name)), crash, self._prepare)
         process = self._running[name] = forked()(target=_serve, args=arguments, name=name)
         process.start()
 
@@ -99,6 +100,11 @@ class Processes:
         process.join()
         assert code == 0, f"{service} ended with {code} in {grace_s:.0f} s:\n{self.log(service)}"
 
+    def check(self) -> None:
+        """Fail if a service has ended by itself."""
+        for name, process in self._running.items():
+            assert process.is_alive(), f"{name} ended by itself with {process.exitcode}:\n{self.log(name)[-4000:]}"
+
     def stop(self) -> None:
         """End all services by SIGTERM."""
         for service in list(self._running):
@@ -131,10 +137,10 @@ def metric(port: int, line: str) -> float:
 
 
 @contextmanager
-def processes(settings: Settings, folder: Path) -> Iterator[Processes]:
+def processes(settings: Settings, folder: Path, prepare: Callable[[], None] | None = None) -> Iterator[Processes]:
     """Give the services of a pipeline; those still running at the end are ended in good order."""
     _shorten_sessions(settings)
-    services = Processes(settings, folder)
+    services = Processes(settings, folder, prepare)
     try:
         yield services
         services.stop()
@@ -192,7 +198,9 @@ def _shorten_sessions(settings: Settings) -> None:
         done.result(WAIT_S)
 
 
-def _serve(service: str, environment: dict[str, str], log: str, crash: Crash | None) -> None:
+def _serve(
+    service: str, environment: dict[str, str], log: str, crash: Crash | None, prepare: Callable[[], None] | None
+) -> None:
     """Be the command line in a fresh process."""
     from telltale import main
 
@@ -204,6 +212,8 @@ def _serve(service: str, environment: dict[str, str], log: str, crash: Crash | N
     os.dup2(sink, 2)
     if crash is not None:
         _arm(crash)
+    if prepare is not None:
+        prepare()
     sys.argv = ["telltale", service]
     main()
 
