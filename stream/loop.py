@@ -27,6 +27,7 @@ from stream.kafka import (
 )
 from stream.metrics import Health, Metrics
 from stream.settings import KafkaSettings
+from stream.stable_offsets import StableOffsets
 
 _log = structlog.get_logger()
 
@@ -102,6 +103,7 @@ class TransactionalLoop:
         self._paused: set[int] = set()
         self._lag_observed = 0.0
         self._checked = 0.0
+        self._stable_offsets = StableOffsets(kafka, config.topic, metrics, health)
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Loop until `stopping()`; raise TransientError if nothing works for the whole deadline."""
@@ -249,16 +251,21 @@ class TransactionalLoop:
         if time.monotonic() - self._lag_observed < 1.0:
             return
         self._lag_observed = time.monotonic()
+        behind: dict[int, int] = {}
         for partition, done in self._owned.items():
             place = TopicPartition(self._config.topic, partition)
             high = consumer.get_watermark_offsets(place, cached=True)[1]
             self._metrics.consumer_lag_records.labels(str(partition)).set(max(0, high - done))
+            if high > done:
+                behind[partition] = high
+        self._stable_offsets.observe(consumer, behind)
 
     def _forget(self, partitions: list[int]) -> None:
         self._stage.drop(partitions)
         for partition in partitions:
             self._owned.pop(partition, None)
             self._metrics.consumer_lag_records.remove(str(partition))
+        self._stable_offsets.forget(partitions)
         self._held = [record for record in self._held if record.partition in self._owned]
         self._paused &= set(self._owned)
         self._metrics.paused_partitions.set(len(self._paused))

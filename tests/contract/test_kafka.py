@@ -203,14 +203,14 @@ def bug():
 
 
 @contextmanager
-def running(bench, *stages):
+def running(bench, *stages, health=None):
     """Run a loop a stage, as members of one group, until the block ends."""
     stop, threads, failures = threading.Event(), [], []
 
     def run(number, stage):
         config = LoopConfig(bench.source, f"{bench.prefix}group", f"{bench.prefix}loop-{number}", 3)
         try:
-            TransactionalLoop(bench.kafka, config, stage, Metrics(), Health(30)).run(stop.is_set)
+            TransactionalLoop(bench.kafka, config, stage, Metrics(), health or Health(30)).run(stop.is_set)
         except ZeroDivisionError as error:
             failures.append(error)
 
@@ -313,3 +313,27 @@ def test_records_that_retention_took_are_passed_over(bench):
     with running(bench, Echo(bench.target)):
         wait_for(lambda: bench.committed() == 10, "the commit")
     assert bench.read(bench.target) == [*values(4), b"4", b"5"]
+
+
+def test_a_loop_that_stands_still_before_an_open_transaction_says_so_until_it_ends(bench, monkeypatch):
+    """Nobody else would: consuming gives no record and no error."""
+    monkeypatch.setattr("stream.stable_offsets.MARGIN_S", 0.5)
+    bench.kafka = bench.kafka.model_copy(update={"transaction_timeout_ms": 1500})
+    health, held_back = Health(30), "waiting for transactions that hold records back to end"
+    with running(bench, Echo(bench.target), health=health):
+        bench.send(*values(3))
+        wait_for(lambda: bench.committed() == 3, "what lies before the transaction")
+        patient = bench.kafka.model_copy(update={"transaction_timeout_ms": 60_000})
+        hanging = make_producer(producer_config(patient, f"{bench.prefix}hanging"))
+        hanging.init_transactions(30)
+        hanging.begin_transaction()
+        hanging.produce(bench.source, b"never to be seen", partition=0)
+        assert hanging.flush(30) == 0
+        assert health.ready()[0]
+        bench.send(*values(2))
+        wait_for(lambda: health.ready()[1] == held_back, "the loop to say so")
+        assert health.live()[0]
+        hanging.abort_transaction(30)
+        wait_for(lambda: health.ready()[0], "the loop to go on")
+        wait_for(lambda: len(bench.read(bench.target)) == 5, "what came after the transaction")
+    assert bench.read(bench.target) == values(3) + values(2)
