@@ -17,10 +17,9 @@ def main() -> int:
     """Run the seeds one after the other and print a line for each."""
     options = _options()
     size = Size(rows=options.rows, entities=max(3, options.rows // 1000), rows_per_s=options.rate)
-    prepare = sabotage.BY_NAME[options.breaking] if options.breaking else None
     reports: list[SeedReport] = []
     for seed in range(options.first, options.first + options.seeds):
-        reports.append(run_seed(seed, size, prepare=prepare))
+        reports.append(run_seed(seed, size, breaking=options.breaking))
         print(_line(reports[-1]), flush=True)
         if options.json:
             options.json.write_bytes(msgspec.json.format(msgspec.json.encode({"seeds": reports})))

@@ -10,14 +10,16 @@ Victim = Literal["windower", "worker"]
 
 # How often each comes, in parts of the whole.
 _SHARES: dict[Kind, float] = {
-    "kill": 0.30,
-    "zombie": 0.20,
+    "kill": 0.32,
+    "zombie": 0.22,
     "flush": 0.15,
-    "redis restart": 0.06,
+    "redis restart": 0.07,
     "join": 0.12,
     "restart": 0.12,
-    "broker restart": 0.05,
 }
+# The broker is restarted in good order only: one that stands alone and is killed may lose track of a transaction that
+# is about to end (Kafka 4.3.1). With three of them `tests/hard_faults` kills them.
+_BROKER_EVERY = 8
 # Longer than the session of a member: the group gives its partitions away meanwhile.
 ZOMBIE_S = (3.0, 8.0)
 
@@ -38,13 +40,14 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def draw(seed: int, count: int) -> list[Fault]:
-    """Draw faults; about a third follow the one before at once."""
+    """Draw faults; about a third follow the one before at once, and some are restarts of the broker."""
     generator = np.random.default_rng([seed, 1])
-    return [_fault(generator) for _ in range(count)]
+    return [_fault(generator, broker=number % _BROKER_EVERY == _BROKER_EVERY - 3) for number in range(count)]
 
 
-def _fault(generator: np.random.Generator) -> Fault:
-    kind: Kind = list(_SHARES)[int(generator.choice(len(_SHARES), p=list(_SHARES.values())))]
+def _fault(generator: np.random.Generator, *, broker: bool) -> Fault:
+    drawn = list(_SHARES)[int(generator.choice(len(_SHARES), p=list(_SHARES.values())))]
+    kind: Kind = "broker restart" if broker else drawn
     held = ZOMBIE_S if kind in ("zombie", "join") else (0.0, 3.0)
     return Fault(
         kind=kind,

@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from deploy.local_stack import LocalStack
 from stream.settings import Settings
 from tests.chaos import plan
+from tests.chaos.lingering import prepare
 from tests.chaos.oracle import Difference, Oracle
 from tests.chaos.plan import Fault
 from tests.chaos.rig import GEOMETRY, Load, Rig, attacked, declare, publish_model, read_found, wait_for_scores
@@ -63,15 +65,18 @@ class SeedReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_seed(
-    seed: int, size: Size, *, faults: Iterable[Fault] | None = None, prepare: Callable[[], None] | None = None
+    seed: int, size: Size, *, faults: Iterable[Fault] | None = None, breaking: str | None = None
 ) -> SeedReport:
-    """Run one seed on servers of its own. faults: instead of those that the seed draws, while the load lasts."""
+    """Run one seed on servers of its own.
+
+    faults: instead of those that the seed draws, while the load lasts. breaking: which promise to break on purpose.
+    """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="telltale-chaos-") as name:
         folder = Path(name)
         stack = LocalStack(folder / "stack")
         try:
-            return _run(seed, size, folder, stack, faults, prepare)
+            return _run(seed, size, folder, stack, faults, breaking)
         finally:
             stack.stop()
 
@@ -82,7 +87,7 @@ def _run(
     folder: Path,
     stack: LocalStack,
     faults: Iterable[Fault] | None,
-    prepare: Callable[[], None] | None,
+    breaking: str | None,
 ) -> SeedReport:
     began = time.monotonic()
     records = Workload(GEOMETRY, seed=seed, entities=size.entities, rows=size.rows).records
@@ -90,7 +95,7 @@ def _run(
     oracle = Oracle(model, records)
     addresses = stack.start()
     settings = declare(model, folder / "registry", addresses.bootstrap, addresses.redis_url, f"chaos{seed}.")
-    with attacked(stack, settings, folder, prepare) as rig:
+    with attacked(stack, settings, folder, partial(prepare, breaking)) as rig:
         with Load(settings, records, size.rows_per_s) as load:
             suffered = _suffer(rig, load, faults if faults is not None else plan.draw(seed, _FAULTS))
         drained = time.monotonic()
