@@ -61,11 +61,11 @@ class Processes:
 
     def pause(self, service: str) -> None:
         """Stop a service in the middle of whatever it does (SIGSTOP); for the broker it is soon as good as dead."""
-        os.kill(self._pid(service), signal.SIGSTOP)
+        os.kill(self.pid(service), signal.SIGSTOP)
 
     def resume(self, service: str) -> None:
         """Let a paused service go on as if nothing had happened."""
-        os.kill(self._pid(service), signal.SIGCONT)
+        os.kill(self.pid(service), signal.SIGCONT)
 
     def kill(self, service: str) -> None:
         """Kill a service without a warning (SIGKILL)."""
@@ -105,6 +105,13 @@ class Processes:
         for name, process in self._running.items():
             assert process.is_alive(), f"{name} ended by itself with {process.exitcode}:\n{self.log(name)[-4000:]}"
 
+    def revive(self) -> int:
+        """Start again what has ended by itself, as an orchestrator would; return how many services that were."""
+        ended = [name for name, process in self._running.items() if not process.is_alive()]
+        for name in ended:
+            self.start(name)
+        return len(ended)
+
     def stop(self) -> None:
         """End all services by SIGTERM."""
         for service in list(self._running):
@@ -120,7 +127,8 @@ class Processes:
             process.kill()
             process.join()
 
-    def _pid(self, service: str) -> int:
+    def pid(self, service: str) -> int:
+        """Return the process id of a service."""
         pid = self._running[service].pid
         assert pid is not None
         return pid
