@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.hard_faults import brokers, processes, stores
+from tests.hard_faults import brokers, floods, processes, registries, stores
 from tests.hard_faults.scene import Row, Stage, stage
 
 Fault = Callable[[Stage, Row], None]
@@ -34,6 +34,11 @@ FAULTS: dict[str, Fault] = {
     "network slow": brokers.network_slow,
     "network reset": brokers.network_reset,
     "network partition": brokers.network_partition,
+    "entity flood": floods.entity_flood,
+    "partition added": floods.partition_added,
+    "alias flapping": registries.alias_flapping,
+    "three trainers at once": registries.racing_trainers,
+    "disk full": registries.disk_full,
 }
 
 
