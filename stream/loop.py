@@ -213,6 +213,8 @@ class TransactionalLoop:
         self._metrics.rebalances.inc(len(partitions))
         starts = [self._start(consumer, partition) for partition in partitions]
         consumer.incremental_assign(starts)
+        # The client keeps a pause beyond the assignment it belonged to.
+        consumer.resume(starts)
         self._health.set_ready("assignment", ready=True)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -203,7 +203,7 @@ def bug():
 
 
 @contextmanager
-def running(bench, *stages, health=None):
+def running(bench, *stages, health=None, first=0):
     """Run a loop a stage, as members of one group, until the block ends."""
     stop, threads, failures = threading.Event(), [], []
 
@@ -214,7 +214,7 @@ def running(bench, *stages, health=None):
         except ZeroDivisionError as error:
             failures.append(error)
 
-    for number, stage in enumerate(stages):
+    for number, stage in enumerate(stages, start=first):
         threads.append(threading.Thread(target=run, args=(number, stage)))
         threads[-1].start()
     try:
@@ -337,3 +337,32 @@ def test_a_loop_that_stands_still_before_an_open_transaction_says_so_until_it_en
         wait_for(lambda: health.ready()[0], "the loop to go on")
         wait_for(lambda: len(bench.read(bench.target)) == 5, "what came after the transaction")
     assert bench.read(bench.target) == values(3) + values(2)
+
+
+class Waiting(Echo):
+    """A stage that holds every record until it is told to go on."""
+
+    def __init__(self, topic):
+        super().__init__(topic)
+        self.waits = True
+
+    def process(self, records):
+        return Progress([], {}, list(records)) if self.waits else super().process(records)
+
+
+def test_a_partition_that_left_while_it_was_paused_is_read_again_when_it_comes_back(bench):
+    """The client remembers the pause beyond the assignment; left so, the partition would be owned and never be read."""
+    stage = Waiting(bench.target)
+    with running(bench, stage):
+        for partition in range(PARTITIONS):
+            bench.send(*values(10), partition=partition)
+        wait_for(lambda: len(stage.started) == PARTITIONS, "the first assignment")
+        time.sleep(1.0)  # it has records of both in hand, and both are paused
+        other = Waiting(bench.target)
+        with running(bench, other, first=1):
+            wait_for(lambda: other.started, "the other member's assignment")
+        wait_for(lambda: len(stage.started) > PARTITIONS, "a partition to come back")
+        stage.waits = False
+        wait_for(lambda: len(bench.outputs()) >= 10 * PARTITIONS, "all outputs")
+    for partition in range(PARTITIONS):
+        assert bench.read(bench.target, partition) == values(10)
