@@ -41,7 +41,7 @@ def _line(report: SeedReport) -> str:
     told = [f"{name} {getattr(report, name)}" for name in ("samples", "kills", "zombies", "flushes")]
     verdict = [f"{name} {getattr(report, name)}" for name in ("missing", "repeated", "wrong")]
     line = f"seed {report.seed}: {', '.join(told)} in {report.seconds:.0f} s: {', '.join(verdict)}"
-    return "\n  ".join([line, *report.examples])
+    return "\n  ".join([line, *report.examples, *report.failure.splitlines()[:1]])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +16,13 @@ from tests.chaos import plan
 from tests.chaos.lingering import prepare
 from tests.chaos.oracle import Difference, Oracle
 from tests.chaos.plan import Fault
-from tests.chaos.rig import GEOMETRY, Load, Rig, attacked, declare, publish_model, read_found, wait_for_scores
+from tests.chaos.rig import GEOMETRY, Load, attacked, declare, publish_model, read_found, wait_for_scores
 from tests.chaos.workload import Workload
 
 # Without a single new score for so long, nothing more will come.
 PATIENCE_S = 90.0
 _FAULTS = 1000
+_LONGEST_FAILURE = 2000
 
 
 class Size(NamedTuple):
@@ -36,7 +37,8 @@ class SeedReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one seed did and found. samples: rows of telemetry sent. scores: provisional and final ones expected.
 
     kills: services killed by SIGKILL. zombies: services stopped beyond their session that went on. flushes: times that
-    Redis lost everything. missing, repeated, wrong: scores, verdicts, alerts and dead letters together.
+    Redis lost everything. missing, repeated, wrong: scores, verdicts, alerts and dead letters together. failure: why a
+    service ended by itself, or not when it was asked to.
     """
 
     seed: int
@@ -57,11 +59,12 @@ class SeedReport(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float
     faults: list[Fault]
     examples: list[str]
+    failure: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether every promise was kept."""
-        return not self.missing + self.repeated + self.wrong
+        return not self.missing + self.repeated + self.wrong and not self.failure
 
 
 def run_seed(
@@ -95,13 +98,23 @@ def _run(
     oracle = Oracle(model, records)
     addresses = stack.start()
     settings = declare(model, folder / "registry", addresses.bootstrap, addresses.redis_url, f"chaos{seed}.")
-    with attacked(stack, settings, folder, partial(prepare, breaking)) as rig:
-        with Load(settings, records, size.rows_per_s) as load:
-            suffered = _suffer(rig, load, faults if faults is not None else plan.draw(seed, _FAULTS))
-        drained = time.monotonic()
-        wait_for_scores(settings, oracle.scored_rows, PATIENCE_S, rig.services.check)
-        drain_s = time.monotonic() - drained
-    return _report(seed, records_sent(records), suffered, oracle, settings, time.monotonic() - began, drain_s)
+    suffered: list[Fault] = []
+    failure, drained = "", time.monotonic()
+    try:
+        with attacked(stack, settings, folder, partial(prepare, breaking)) as rig:
+            with Load(settings, records, size.rows_per_s) as load:
+                for fault in _while_loaded(load, faults if faults is not None else plan.draw(seed, _FAULTS)):
+                    suffered.append(fault)
+                    rig.suffer(fault)
+            drained = time.monotonic()
+            wait_for_scores(settings, oracle.scored_rows, PATIENCE_S, rig.services.check)
+            drain_s = time.monotonic() - drained
+    except AssertionError as error:  # a service ended by itself, or did not end when asked to
+        failure, drain_s = str(error)[-_LONGEST_FAILURE:], time.monotonic() - drained
+    report = _report(seed, records_sent(records), suffered, oracle, settings)
+    return msgspec.structs.replace(
+        report, seconds=round(time.monotonic() - began, 1), drain_s=round(drain_s, 1), failure=failure
+    )
 
 
 def records_sent(records: Iterable[object]) -> int:
@@ -109,21 +122,17 @@ def records_sent(records: Iterable[object]) -> int:
     return sum(getattr(one, "kind", None) == "row" for one in records)
 
 
-def _suffer(rig: Rig, load: Load, faults: Iterable[Fault]) -> list[Fault]:
-    suffered: list[Fault] = []
+def _while_loaded(load: Load, faults: Iterable[Fault]) -> Iterator[Fault]:
+    """Yield each fault when its time has come, with that time, until everything is sent."""
     began = time.monotonic()
     for fault in faults:
         time.sleep(fault.pause_s)
         if not load.running:
-            break
-        suffered.append(msgspec.structs.replace(fault, began_s=round(time.monotonic() - began, 2)))
-        rig.suffer(fault)
-    return suffered
+            return
+        yield msgspec.structs.replace(fault, began_s=round(time.monotonic() - began, 2))
 
 
-def _report(
-    seed: int, samples: int, suffered: list[Fault], oracle: Oracle, settings: Settings, seconds: float, drain_s: float
-) -> SeedReport:
+def _report(seed: int, samples: int, suffered: list[Fault], oracle: Oracle, settings: Settings) -> SeedReport:
     found = read_found(settings)
     difference: Difference = oracle.compare(found)
 
@@ -145,8 +154,8 @@ def _report(
         wrong=difference.counts["wrong"],
         alerts=len(found.alerts),
         dead_letters=len(found.dead_letters),
-        seconds=round(seconds, 1),
-        drain_s=round(drain_s, 1),
+        seconds=0.0,
+        drain_s=0.0,
         faults=suffered,
         examples=difference.examples,
     )

@@ -20,7 +20,7 @@ from stream.topics import SCORES, topic_name
 from tests.chaos.oracle import Difference, Found, Oracle
 from tests.chaos.rig import GEOMETRY, Load, Rig, attacked, publish_model, read_found, wait_for_scores
 from tests.chaos.workload import Sending, Workload
-from tests.pipeline import make_settings
+from tests.pipeline import make_settings, wait_for
 
 ENTITIES = 12
 ROWS_PER_S = 400.0
@@ -125,8 +125,7 @@ class Scene:
         self.model = model
         self.load = load
         self.follower = follower
-        self.recovery(60.0)
-        time.sleep(2.0)
+        wait_for(lambda: len(follower.scored) == ENTITIES, "the pipeline to score every entity", 180.0)
 
     def recovery(self, limit_s: float = 180.0, look: Callable[[], None] = lambda: None) -> float:
         """Return how many seconds it takes from now on until all that was sent by now is scored."""
