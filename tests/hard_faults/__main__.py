@@ -1,6 +1,7 @@
 """The faults that take too long for `make test`: one row each, with its outcome and how long it took to recover.
 
-`make faults [JSON=out.json] [ARGS="--only NAME …"]`. Exits with 1 if a promise was broken.
+`make faults [JSON=out.json] [ARGS="--only NAME …"]`. A promise is `kept`, `broken`, or kept
+`late`, beyond the time stated for it, which a busy machine alone may do. Exits with 1 unless all are kept.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from tests.hard_faults import brokers, floods, processes, registries, stores
 from tests.hard_faults.scene import Row, Stage, stage
@@ -59,11 +61,11 @@ def _row(name: str, scenes: Stage) -> Row:
     row, began = Row(fault=name, details={}), time.monotonic()
     try:
         FAULTS[name](scenes, row)
-        row.outcome = "kept"
     except Exception as error:
         traceback.print_exc()
         row.outcome = f"broken: {error}"
     row.seconds = round(time.monotonic() - began, 1)
+    row.machine_load = round(psutil.getloadavg()[0], 1)
     return row
 
 

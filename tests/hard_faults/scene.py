@@ -32,10 +32,11 @@ class Row(msgspec.Struct, kw_only=True):
     """What one fault did. recovery_s: from its end, or from the kill, until all that was sent by then is scored.
 
     That includes the time until a window is full, about a second; the row `none` tells it without a fault.
+    machine_load: mean number of processes that wanted a core in the minute before.
     """
 
     fault: str
-    outcome: str = ""
+    outcome: str = "kept"
     recovery_s: float | None = None
     limit_s: float | None = None
     samples: int = 0
@@ -43,12 +44,13 @@ class Row(msgspec.Struct, kw_only=True):
     repeated: int = 0
     wrong: int = 0
     seconds: float = 0.0
+    machine_load: float = 0.0
     details: dict[str, float | str] = {}
 
     @property
     def passed(self) -> bool:
         """Whether the promises were kept, in time."""
-        return self.outcome.startswith("kept")
+        return self.outcome == "kept"
 
 
 class Follower:
