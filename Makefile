@@ -10,7 +10,7 @@ TORCH_BACKEND ?=
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements/torch.txt)
 
-.PHONY: help setup check test demo paper results lock clean
+.PHONY: help setup check test chaos faults soak demo paper results lock clean
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
@@ -38,6 +38,15 @@ check: setup ## Format, lint, types, and which package may import which.
 
 test: check ## Everything a change needs: check, unit, contract, integration on real Kafka and Redis, faults.
 	$(BIN)/python -m pytest -q
+
+chaos: setup ## SEEDS=n runs of 300,000 samples under random faults, judged by an oracle of its own; JSON=out.json.
+	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),1) $(if $(JSON),--json "$(JSON)") $(ARGS)
+
+faults: setup ## The faults that take too long for `make test`, half an hour in all; JSON=out.json.
+	$(BIN)/python -m tests.hard_faults $(if $(JSON),--json "$(JSON)") $(ARGS)
+
+soak: setup ## MINUTES=n of load at 70 % with faults at random: nothing differs, nothing grows; JSON=out.json.
+	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),60) $(if $(JSON),--json "$(JSON)") $(ARGS)
 
 demo: setup ## Run the product live on this machine; options in ARGS="…".
 	$(BIN)/telltale demo $(ARGS)

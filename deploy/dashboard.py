@@ -104,6 +104,11 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel("Dead letters per minute", (rate("dead_letters", "reason", unit_s=60),)),
             Panel("Late rows", ((rate("late_records")[0], "late"),), "cps"),
             Panel("Transactions given up per minute", (rate("txn_aborts", "service", unit_s=60),)),
+            Panel(
+                "Partitions held back",
+                (total("held_back_partitions", "service"),),
+                help="Records wait behind a transaction that nobody ends; the service's log names the way out.",
+            ),
             Panel("Rebalances per minute", (rate("rebalances", "service", unit_s=60),)),
             Panel("Windows rebuilt per minute", (rate("window_rebuilds", "cause", unit_s=60),)),
         ),

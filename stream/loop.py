@@ -29,6 +29,7 @@ from stream.kafka_access import Right, failure
 from stream.kafka_rights import lacking
 from stream.metrics import Health, Metrics
 from stream.settings import KafkaSettings
+from stream.stable_offsets import StableOffsets
 
 _log = structlog.get_logger()
 
@@ -104,6 +105,7 @@ class TransactionalLoop:
         self._paused: set[int] = set()
         self._lag_observed = 0.0
         self._checked = 0.0
+        self._stable_offsets = StableOffsets(kafka, config.topic, metrics, health)
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Loop until `stopping()`; raise TransientError if nothing works for the whole deadline."""
@@ -236,6 +238,8 @@ class TransactionalLoop:
         self._metrics.rebalances.inc(len(partitions))
         starts = [self._start(consumer, partition) for partition in partitions]
         consumer.incremental_assign(starts)
+        # The client keeps a pause beyond the assignment it belonged to.
+        consumer.resume(starts)
         self._health.set_ready("assignment", ready=True)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -274,16 +278,21 @@ class TransactionalLoop:
         if time.monotonic() - self._lag_observed < 1.0:
             return
         self._lag_observed = time.monotonic()
+        behind: dict[int, int] = {}
         for partition, done in self._owned.items():
             place = TopicPartition(self._config.topic, partition)
             high = consumer.get_watermark_offsets(place, cached=True)[1]
             self._metrics.consumer_lag_records.labels(str(partition)).set(max(0, high - done))
+            if high > done:
+                behind[partition] = high
+        self._stable_offsets.observe(consumer, behind)
 
     def _forget(self, partitions: list[int]) -> None:
         self._stage.drop(partitions)
         for partition in partitions:
             self._owned.pop(partition, None)
             self._metrics.consumer_lag_records.remove(str(partition))
+        self._stable_offsets.forget(partitions)
         self._held = [record for record in self._held if record.partition in self._owned]
         self._paused &= set(self._owned)
         self._metrics.paused_partitions.set(len(self._paused))

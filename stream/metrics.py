@@ -60,6 +60,9 @@ class Metrics:
         self.entities_active = gauge("entities_active", "Entities this process keeps state of")
         self.rebalances = counter("rebalances", "Partitions gained or lost")
         self.window_rebuilds = counter("window_rebuilds", "Partitions whose windows were rebuilt from Kafka", "cause")
+        self.held_back_partitions = gauge(
+            "held_back_partitions", "Partitions whose records wait behind a transaction that nobody ends"
+        )
         self.paused_partitions = gauge("paused_partitions", "Partitions waiting for the worker to catch up")
 
     def time_redis(self, operation: str) -> AbstractContextManager[object]:

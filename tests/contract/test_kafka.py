@@ -203,18 +203,18 @@ def bug():
 
 
 @contextmanager
-def running(bench, *stages):
+def running(bench, *stages, health=None, first=0):
     """Run a loop a stage, as members of one group, until the block ends."""
     stop, threads, failures = threading.Event(), [], []
 
     def run(number, stage):
         config = LoopConfig(bench.source, f"{bench.prefix}group", f"{bench.prefix}loop-{number}", 3)
         try:
-            TransactionalLoop(bench.kafka, config, stage, Metrics(), Health(30)).run(stop.is_set)
+            TransactionalLoop(bench.kafka, config, stage, Metrics(), health or Health(30)).run(stop.is_set)
         except ZeroDivisionError as error:
             failures.append(error)
 
-    for number, stage in enumerate(stages):
+    for number, stage in enumerate(stages, start=first):
         threads.append(threading.Thread(target=run, args=(number, stage)))
         threads[-1].start()
     try:
@@ -313,3 +313,56 @@ def test_records_that_retention_took_are_passed_over(bench):
     with running(bench, Echo(bench.target)):
         wait_for(lambda: bench.committed() == 10, "the commit")
     assert bench.read(bench.target) == [*values(4), b"4", b"5"]
+
+
+def test_a_loop_that_stands_still_before_an_open_transaction_says_so_until_it_ends(bench, monkeypatch):
+    """Nobody else would: consuming gives no record and no error."""
+    monkeypatch.setattr("stream.stable_offsets.MARGIN_S", 0.5)
+    bench.kafka = bench.kafka.model_copy(update={"transaction_timeout_ms": 1500})
+    health, held_back = Health(30), "waiting for transactions that hold records back to end"
+    with running(bench, Echo(bench.target), health=health):
+        bench.send(*values(3))
+        wait_for(lambda: bench.committed() == 3, "what lies before the transaction")
+        patient = bench.kafka.model_copy(update={"transaction_timeout_ms": 60_000})
+        hanging = make_producer(producer_config(patient, f"{bench.prefix}hanging"))
+        hanging.init_transactions(30)
+        hanging.begin_transaction()
+        hanging.produce(bench.source, b"never to be seen", partition=0)
+        assert hanging.flush(30) == 0
+        assert health.ready()[0]
+        bench.send(*values(2))
+        wait_for(lambda: health.ready()[1] == held_back, "the loop to say so")
+        assert health.live()[0]
+        hanging.abort_transaction(30)
+        wait_for(lambda: health.ready()[0], "the loop to go on")
+        wait_for(lambda: len(bench.read(bench.target)) == 5, "what came after the transaction")
+    assert bench.read(bench.target) == values(3) + values(2)
+
+
+class Waiting(Echo):
+    """A stage that holds every record until it is told to go on."""
+
+    def __init__(self, topic):
+        super().__init__(topic)
+        self.waits = True
+
+    def process(self, records):
+        return Progress([], {}, list(records)) if self.waits else super().process(records)
+
+
+def test_a_partition_that_left_while_it_was_paused_is_read_again_when_it_comes_back(bench):
+    """The client remembers the pause beyond the assignment; left so, the partition would be owned and never be read."""
+    stage = Waiting(bench.target)
+    with running(bench, stage):
+        for partition in range(PARTITIONS):
+            bench.send(*values(10), partition=partition)
+        wait_for(lambda: len(stage.started) == PARTITIONS, "the first assignment")
+        time.sleep(1.0)  # it has records of both in hand, and both are paused
+        other = Waiting(bench.target)
+        with running(bench, other, first=1):
+            wait_for(lambda: other.started, "the other member's assignment")
+        wait_for(lambda: len(stage.started) > PARTITIONS, "a partition to come back")
+        stage.waits = False
+        wait_for(lambda: len(bench.outputs()) >= 10 * PARTITIONS, "all outputs")
+    for partition in range(PARTITIONS):
+        assert bench.read(bench.target, partition) == values(10)

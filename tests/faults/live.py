@@ -40,8 +40,9 @@ class Crash(NamedTuple):
 class Processes:
     """The services of one pipeline, each with a log file."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        """Write the settings file; start nothing yet."""
+    def __init__(self, settings: Settings, folder: Path, prepare: Callable[[], None] | None = None) -> None:
+        """Write the settings file; start nothing yet. prepare: called in every process before it begins."""
+        self._prepare = prepare
         self._folder = folder
         self._settings_file = folder / "telltale.toml"
         self._settings_file.write_bytes(msgspec.toml.encode(_plain(settings)))
@@ -54,17 +55,17 @@ class Processes:
         """
         service, _, instance = name.partition("-")
         environment = {"TELLTALE_CONFIG": str(self._settings_file), "TELLTALE_INSTANCE": instance or "0"}
-        arguments = (service, environment, str(self._log(name)), crash)
+        arguments = (service, environment, str(self._log(name)), crash, self._prepare)
         process = self._running[name] = forked()(target=_serve, args=arguments, name=name)
         process.start()
 
     def pause(self, service: str) -> None:
         """Stop a service in the middle of whatever it does (SIGSTOP); for the broker it is soon as good as dead."""
-        os.kill(self._pid(service), signal.SIGSTOP)
+        os.kill(self.pid(service), signal.SIGSTOP)
 
     def resume(self, service: str) -> None:
         """Let a paused service go on as if nothing had happened."""
-        os.kill(self._pid(service), signal.SIGCONT)
+        os.kill(self.pid(service), signal.SIGCONT)
 
     def kill(self, service: str) -> None:
         """Kill a service without a warning (SIGKILL)."""
@@ -97,7 +98,21 @@ class Processes:
         code = process.exitcode
         process.kill()
         process.join()
-        assert code == 0, f"{service} ended with {code} in {grace_s:.0f} s:\n{self.log(service)}"
+        # One that had not begun yet has no handler for the signal.
+        expected = (0,) if '"started"' in self.log(service) else (0, -signal.SIGTERM)
+        assert code in expected, f"{service} ended with {code} in {grace_s:.0f} s:\n{self.log(service)}"
+
+    def check(self) -> None:
+        """Fail if a service has ended by itself."""
+        for name, process in self._running.items():
+            assert process.is_alive(), f"{name} ended by itself with {process.exitcode}:\n{self.log(name)[-4000:]}"
+
+    def revive(self) -> int:
+        """Start again what has ended by itself, as an orchestrator would; return how many services that were."""
+        ended = [name for name, process in self._running.items() if not process.is_alive()]
+        for name in ended:
+            self.start(name)
+        return len(ended)
 
     def stop(self) -> None:
         """End all services by SIGTERM."""
@@ -114,7 +129,8 @@ class Processes:
             process.kill()
             process.join()
 
-    def _pid(self, service: str) -> int:
+    def pid(self, service: str) -> int:
+        """Return the process id of a service."""
         pid = self._running[service].pid
         assert pid is not None
         return pid
@@ -131,10 +147,10 @@ def metric(port: int, line: str) -> float:
 
 
 @contextmanager
-def processes(settings: Settings, folder: Path) -> Iterator[Processes]:
+def processes(settings: Settings, folder: Path, prepare: Callable[[], None] | None = None) -> Iterator[Processes]:
     """Give the services of a pipeline; those still running at the end are ended in good order."""
     _shorten_sessions(settings)
-    services = Processes(settings, folder)
+    services = Processes(settings, folder, prepare)
     try:
         yield services
         services.stop()
@@ -192,7 +208,9 @@ def _shorten_sessions(settings: Settings) -> None:
         done.result(WAIT_S)
 
 
-def _serve(service: str, environment: dict[str, str], log: str, crash: Crash | None) -> None:
+def _serve(
+    service: str, environment: dict[str, str], log: str, crash: Crash | None, prepare: Callable[[], None] | None
+) -> None:
     """Be the command line in a fresh process."""
     from telltale import main
 
@@ -204,6 +222,8 @@ def _serve(service: str, environment: dict[str, str], log: str, crash: Crash | N
     os.dup2(sink, 2)
     if crash is not None:
         _arm(crash)
+    if prepare is not None:
+        prepare()
     sys.argv = ["telltale", service]
     main()
 

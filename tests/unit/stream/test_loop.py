@@ -323,6 +323,21 @@ def test_what_was_held_of_a_revoked_partition_is_somebody_elses_work(world):
     assert world.stage.dropped[0] == 0
 
 
+def test_a_partition_that_left_while_it_was_paused_is_read_when_it_comes_back(world):
+    """A pause belongs to the client, not to the assignment."""
+    world.stage.hold = {(0, 0)}
+
+    def come_back(consumer):
+        assert consumer.paused == {0}
+        world.stage.hold = set()
+        consumer.assign(0)
+
+    world.broker.queue = [[(0, 0)], lambda consumer: consumer.revoke(0), come_back, [(0, 0)]]
+    run(world)
+    assert world.stage.worked == [(0, 0)]
+    assert world.broker.committed == {0: 1}
+
+
 def test_records_of_a_partition_that_is_not_ours_any_more_are_left_alone(world):
     world.broker.queue = [lambda consumer: consumer.revoke(0) or [(0, 0), (1, 0)]]
     run(world)
