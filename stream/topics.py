@@ -50,6 +50,8 @@ def ensure_topics(admin: AdminClient, settings: TopicSettings, timeout_s: float 
     for name, future in admin.create_topics(new, operation_timeout=timeout_s).items():
         try:
             future.result(timeout_s)
+        except TimeoutError as error:
+            raise TransientError(f"can't create topic {name}: no answer within {timeout_s:.0f} s") from error
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise TransientError(f"can't create topic {name}: {error.args[0].str()}") from error

@@ -95,3 +95,10 @@ def test_other_peoples_topics_do_not_count():
 def test_a_broker_that_is_away_is_not_our_fault():
     with pytest.raises(TransientError, match="can't create topic prod"):
         ensure_topics(Admin(failing_with=KafkaError._TIMED_OUT), SETTINGS)
+
+
+def test_a_broker_that_does_not_answer_in_time_may_answer_later():
+    admin = Admin()
+    admin.create_topics = lambda new, **_: {topic.topic: Future() for topic in new}
+    with pytest.raises(TransientError, match=r"can't create topic prod\.\w+: no answer within 0 s"):
+        ensure_topics(admin, SETTINGS, timeout_s=0.01)
