@@ -142,7 +142,9 @@ def _report(seed: int, samples: int, suffered: list[Fault], oracle: Oracle, sett
     return SeedReport(
         seed=seed,
         samples=samples,
-        kills=count("kill") + sum(fault.hard for fault in suffered if fault.kind in ("zombie", "join")),
+        kills=count("kill")
+        + 2 * count("crash")
+        + sum(fault.hard for fault in suffered if fault.kind in ("zombie", "join")),
         zombies=count("zombie"),
         flushes=count("flush", "redis restart") + sum(f.meanwhile for f in suffered if f.kind in _HELD),
         joins=count("join"),
