@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
-from stream.kafka import make_admin, wait_for_broker
+from stream.kafka import make_admin, wait_for_broker, wait_until
 from stream.loop import LoopConfig, Stage, TransactionalLoop
 from stream.metrics import Health, Metrics, MetricsServer
 from stream.settings import Settings
@@ -39,7 +39,14 @@ def run_service(settings: Settings, service: Service, stop: threading.Event) -> 
     loop = TransactionalLoop(settings.kafka, config, service.stage, service.metrics, service.health)
     with MetricsServer(settings.metrics, service.metrics, service.health) as server:
         wait_for_broker(settings.kafka, stopping=stop.is_set)
-        ensure_topics(make_admin(settings.kafka), settings.topics, service=service.name)
+        admin = make_admin(settings.kafka)
+        # A broker that answered a moment ago may be on its way down, or just up and not able to create anything.
+        wait_until(
+            lambda: ensure_topics(admin, settings.topics, service=service.name),
+            settings.kafka.reconnect_deadline_s,
+            "topics",
+            stop.is_set,
+        )
         _log.info("started", service=service.name, group=group, metrics_port=server.port, topic=topic)
         loop.run(stop.is_set)
     _log.info("stopped", service=service.name)

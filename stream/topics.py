@@ -94,6 +94,8 @@ def _create(admin: AdminClient, new: list[NewTopic], wanted: Mapping[str, list[R
     for name, future in admin.create_topics(new, operation_timeout=timeout_s).items():
         try:
             future.result(timeout_s)
+        except TimeoutError as error:
+            raise TransientError(f"can't create topic {name}: no answer within {timeout_s:.0f} s") from error
         except KafkaException as error:
             code = error.args[0].code()
             refused = code == KafkaError.TOPIC_AUTHORIZATION_FAILED

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.chaos import sabotage
+from tests.chaos import plan, sabotage
 from tests.chaos.seeds import SeedReport, Size, run_seed
 
 
@@ -17,9 +17,11 @@ def main() -> int:
     """Run the seeds one after the other and print a line for each."""
     options = _options()
     size = Size(rows=options.rows, entities=max(3, options.rows // 1000), rows_per_s=options.rate)
+    # A broken promise must show under the very faults that it is for.
+    faults = plan.against(options.breaking) if options.breaking else None
     reports: list[SeedReport] = []
     for seed in range(options.first, options.first + options.seeds):
-        reports.append(run_seed(seed, size, breaking=options.breaking))
+        reports.append(run_seed(seed, size, faults=faults, breaking=options.breaking))
         print(_line(reports[-1]), flush=True)
         if options.json:
             options.json.write_bytes(msgspec.json.format(msgspec.json.encode({"seeds": reports})))

@@ -1,16 +1,20 @@
 """Which faults come when: drawn from the seed. Knows no process."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
 
-Kind = Literal["kill", "zombie", "flush", "redis restart", "join", "restart", "broker restart"]
+from tests.faults.live import Point
+
+Kind = Literal["kill", "crash", "zombie", "flush", "redis restart", "join", "restart", "broker restart"]
 Victim = Literal["windower", "worker"]
+POINTS: tuple[Point, ...] = get_args(Point)
 
 # How often each comes, in parts of the whole.
 _SHARES: dict[Kind, float] = {
-    "kill": 0.32,
+    "kill": 0.14,
+    "crash": 0.18,
     "zombie": 0.22,
     "flush": 0.15,
     "redis restart": 0.07,
@@ -27,7 +31,8 @@ ZOMBIE_S = (3.0, 8.0)
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """One fault. pause_s: quiet time before it. hold_s: how long it lasts. hard: a joined instance leaves by SIGKILL.
 
-    meanwhile: whether Redis is emptied while it lasts. began_s: when it came, in seconds since the load began.
+    point, batch: where a service that crashes kills itself. meanwhile: whether Redis is emptied while it lasts.
+    began_s: when it came, in seconds since the load began.
     """
 
     kind: Kind
@@ -36,6 +41,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     hold_s: float
     hard: bool
     meanwhile: bool
+    point: Point = "inside the transaction"
+    batch: int = 1
     began_s: float = -1.0
 
 
@@ -55,5 +62,32 @@ def _fault(generator: np.random.Generator, *, broker: bool) -> Fault:
         pause_s=round(float(generator.uniform(0, 4)) if generator.random() < 0.7 else 0.0, 3),
         hold_s=round(float(generator.uniform(*held)), 3),
         hard=bool(generator.random() < 0.5),
-        meanwhile=bool(kind != "broker restart" and generator.random() < 0.15),
+        meanwhile=bool(kind not in ("broker restart", "crash") and generator.random() < 0.15),
+        point=POINTS[int(generator.integers(len(POINTS)))],
+        batch=int(generator.integers(1, 6)),
     )
+
+
+def against(promise: str) -> list[Fault]:
+    """Return the faults that a promise protects from; see `tests.chaos.sabotage`."""
+
+    def fault(kind: Kind, victim: Victim, point: Point = "inside the transaction") -> Fault:
+        return Fault(
+            kind=kind, victim=victim, pause_s=3.0, hold_s=0.5, hard=True, meanwhile=False, point=point, batch=3
+        )
+
+    match promise:
+        case "transaction":
+            return [fault("crash", "worker"), fault("crash", "windower"), fault("crash", "worker")]
+        case "fence":
+            return [fault("flush", "windower"), fault("flush", "windower")]
+        case "replay":
+            return [
+                fault("crash", "windower", "after the commit"),
+                fault("flush", "windower"),
+                fault("kill", "windower"),
+            ]
+        case "verdicts":
+            return [fault("kill", "worker"), fault("kill", "worker")]
+        case _:
+            raise ValueError(f"nobody knows how to break {promise!r}")

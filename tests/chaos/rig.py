@@ -22,11 +22,13 @@ from tests.builders import untrained
 from tests.chaos.oracle import Found
 from tests.chaos.plan import Fault
 from tests.chaos.workload import Sending
-from tests.faults.live import Processes, processes
+from tests.faults.live import Crash, Processes, processes
 from tests.pipeline import make_settings, publish, read_all
 
 # Little room beyond a window, so that a few seconds without the worker already pause the windower.
 GEOMETRY = Geometry(length=64, hop=32, lateness=3, final_delay=16, slack=160)
+# With nothing left to do a service never reaches the batch in which it is to crash.
+_CRASH_S = 20.0
 _BLOCK = msgspec.json.Decoder(ScoreBlock)
 _ALERT = msgspec.json.Decoder(Alert)
 
@@ -70,6 +72,12 @@ class Rig:
             case "kill":
                 self.services.kill(fault.victim)
                 self._hold(fault)
+                self.services.start(fault.victim)
+            case "crash":
+                self.services.kill(fault.victim)
+                self.services.start(fault.victim, Crash(fault.point, fault.batch))
+                if not self.services.crashed(fault.victim, _CRASH_S):
+                    self.services.kill(fault.victim)
                 self.services.start(fault.victim)
             case "zombie":
                 self._zombie(fault)

@@ -26,7 +26,7 @@ def skip_the_transaction() -> None:
 
         def __init__(self, config: dict[str, Any]) -> None:
             self._producer = made({name: value for name, value in config.items() if not name.startswith("transaction")})
-            self.produce, self.poll = self._producer.produce, self._producer.poll
+            self.produce, self.poll, self.flush = self._producer.produce, self._producer.poll, self._producer.flush
 
         def init_transactions(self, *_: float) -> None:
             """Do nothing."""
@@ -34,7 +34,7 @@ def skip_the_transaction() -> None:
         begin_transaction = abort_transaction = commit_transaction = init_transactions
 
     def commit_offsets(producer: Plain, offsets: list[Any], _: Any, timeout_s: float) -> None:
-        producer._producer.flush(timeout_s)
+        producer.flush(timeout_s)
         end = time.monotonic() + timeout_s
         while True:
             try:

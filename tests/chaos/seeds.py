@@ -110,7 +110,8 @@ def _run(
             wait_for_scores(settings, oracle.scored_rows, PATIENCE_S, rig.services.check)
             drain_s = time.monotonic() - drained
     except AssertionError as error:  # a service ended by itself, or did not end when asked to
-        failure, drain_s = str(error)[-_LONGEST_FAILURE:], time.monotonic() - drained
+        what, _, log = str(error).partition("\n")
+        failure, drain_s = f"{what}\n{log[-_LONGEST_FAILURE:]}", time.monotonic() - drained
     report = _report(seed, records_sent(records), suffered, oracle, settings)
     return msgspec.structs.replace(
         report, seconds=round(time.monotonic() - began, 1), drain_s=round(drain_s, 1), failure=failure
@@ -142,7 +143,9 @@ def _report(seed: int, samples: int, suffered: list[Fault], oracle: Oracle, sett
     return SeedReport(
         seed=seed,
         samples=samples,
-        kills=count("kill") + sum(fault.hard for fault in suffered if fault.kind in ("zombie", "join")),
+        kills=count("kill")
+        + 2 * count("crash")
+        + sum(fault.hard for fault in suffered if fault.kind in ("zombie", "join")),
         zombies=count("zombie"),
         flushes=count("flush", "redis restart") + sum(f.meanwhile for f in suffered if f.kind in _HELD),
         joins=count("join"),

@@ -187,7 +187,7 @@ def _soak(
 
 def _survivable(fault: Fault) -> Fault:
     """Let another instance come and be killed instead of the one that is watched."""
-    kind = "join" if fault.kind in ("kill", "restart") else fault.kind
+    kind = "join" if fault.kind in ("kill", "crash", "restart") else fault.kind
     return msgspec.structs.replace(fault, kind=kind, hold_s=max(fault.hold_s, 3.0))
 
 

@@ -80,6 +80,14 @@ class Processes:
         process.join(WAIT_S)
         assert process.exitcode == -signal.SIGKILL, f"{service} did not crash:\n{self.log(service)}"
 
+    def crashed(self, service: str, timeout_s: float) -> bool:
+        """Say whether a service reaches its crash point in time."""
+        self._running[service].join(timeout_s)
+        if self._running[service].is_alive():
+            return False
+        self.wait_for_crash(service)
+        return True
+
     def wait_for_end(self, service: str) -> int | None:
         """Return the exit code of a service that is to end by itself."""
         process = self._running.pop(service)

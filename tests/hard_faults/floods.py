@@ -60,7 +60,7 @@ def partition_added(stage: Stage, row: Row) -> None:
     """Telemetry gets a partition more, which moves entities: the service stops loudly instead of scoring halves."""
     with stage.scene() as scene:
         scene.load.stop()
-        scene.recovery()
+        time.sleep(5.0)
         admin = make_admin(scene.settings.kafka)
         topic = topic_name(scene.settings.topics, TELEMETRY)
         admin.create_partitions([NewPartitions(topic, 3)])[topic].result(WAIT_S)

@@ -132,3 +132,10 @@ def test_whoever_may_make_topics_makes_all_of_them():
 
 def test_every_topic_is_used_by_somebody():
     assert {topic for use in USES.values() for topic in (*use.reads, *use.writes)} == set(ALL)
+
+
+def test_a_broker_that_does_not_answer_in_time_may_answer_later():
+    admin = Admin()
+    admin.create_topics = lambda new, **_: {topic.topic: Future() for topic in new}
+    with pytest.raises(TransientError, match=r"can't create topic prod\.\w+: no answer within 0 s"):
+        ensure_topics(admin, SETTINGS, timeout_s=0.01)
