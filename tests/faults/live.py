@@ -62,6 +62,7 @@ class Processes:
 
     def pause(self, service: str) -> None:
         """Stop a service in the middle of whatever it does (SIGSTOP); for the broker it is soon as good as dead."""
+        self.check()
         os.kill(self.pid(service), signal.SIGSTOP)
 
     def resume(self, service: str) -> None:
