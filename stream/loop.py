@@ -105,6 +105,7 @@ class TransactionalLoop:
         self._paused: set[int] = set()
         self._lag_observed = 0.0
         self._checked = 0.0
+        self._committed_at = 0.0
         self._stable_offsets = StableOffsets(kafka, config.topic, metrics, health)
 
     def run(self, stopping: Callable[[], bool]) -> None:
@@ -115,7 +116,7 @@ class TransactionalLoop:
             try:
                 self._run_connected(stopping)
             except TransientError as error:
-                if time.monotonic() - started > self._kafka.reconnect_deadline_s:
+                if self._committed_at > started or time.monotonic() - started > self._kafka.reconnect_deadline_s:
                     failing_since = None
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > self._kafka.reconnect_deadline_s:
@@ -204,6 +205,7 @@ class TransactionalLoop:
             except TransientError:
                 self._metrics.txn_aborts.inc()
                 raise
+        self._committed_at = time.monotonic()
         self._stage.committed(delivered)
 
     def _failure(self, error: KafkaError, doing: str) -> TelltaleError:

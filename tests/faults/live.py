@@ -3,6 +3,7 @@
 The processes are forked from one that has torch loaded already, so that a restart takes no longer than a rebalance.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -61,6 +62,7 @@ class Processes:
 
     def pause(self, service: str) -> None:
         """Stop a service in the middle of whatever it does (SIGSTOP); for the broker it is soon as good as dead."""
+        self.check()
         os.kill(self.pid(service), signal.SIGSTOP)
 
     def resume(self, service: str) -> None:
@@ -104,6 +106,8 @@ class Processes:
         process.terminate()
         process.join(grace_s)
         code = process.exitcode
+        if code is None:
+            self._show_stacks(process)
         process.kill()
         process.join()
         # One that had not begun yet has no handler for the signal.
@@ -142,6 +146,12 @@ class Processes:
         pid = self._running[service].pid
         assert pid is not None
         return pid
+
+    def _show_stacks(self, process: ForkServerProcess) -> None:
+        """Let a process that does not end write into its log where its threads are."""
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGUSR1)
+        process.join(1.0)
 
     def _log(self, service: str) -> Path:
         return self._folder / f"{service}.log"
@@ -228,6 +238,7 @@ def _serve(
     sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
+    faulthandler.register(signal.SIGUSR1)
     if crash is not None:
         _arm(crash)
     if prepare is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from tests.hard_faults import brokers, floods, processes, registries, stores
+from tests.hard_faults import brokers, floods, processes, registries, restores, stores
 from tests.hard_faults.scene import Row, Stage, stage
 
 Fault = Callable[[Stage, Row], None]
@@ -36,6 +36,7 @@ FAULTS: dict[str, Fault] = {
     "network slow": brokers.network_slow,
     "network reset": brokers.network_reset,
     "network partition": brokers.network_partition,
+    "restore of 1,000 entities": restores.restore,
     "entity flood": floods.entity_flood,
     "partition added": floods.partition_added,
     "alias flapping": registries.alias_flapping,

@@ -274,6 +274,18 @@ def test_a_failure_that_lasts_ends_the_loop(world, monkeypatch):
     assert world.broker.consumers > 1
 
 
+def test_failures_between_which_something_is_committed_never_end_the_loop(world, monkeypatch):
+    """As when a member is thrown out of its group again and again: the deadline is for times in which nothing works."""
+    clock = iter(range(100_000))
+    monkeypatch.setattr("stream.loop.time.monotonic", lambda: next(clock) * 0.01)
+    for number in range(100):
+        fail = lambda _: world.stage.raising.append(TransientError("Redis is away"))  # noqa: E731
+        world.broker.queue += [[(0, number)], fail, [(0, number + 1)]]
+    run(world)
+    assert world.broker.committed == {0: 100}
+    assert world.broker.consumers > 50
+
+
 def test_records_below_the_committed_offset_are_replayed_silently(world):
     """start 3 | committed 5: 3 and 4 have been published, 5 has not"""
     world.broker.committed = {0: 5}
