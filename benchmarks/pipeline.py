@@ -210,7 +210,9 @@ def _latency(rig: Rig, load: Load, rows_per_s: float) -> Latencies:
     with _serving(rig) as services:
         for service in services:
             service.wait_ready()
-        rows = max(4 * load.spike_every, int(rows_per_s * load.latency_seconds / load.entities))
+        wanted = int(rows_per_s * load.latency_seconds / load.entities)
+        # An entity is learned for one window before anything of it can alarm, and then there must be spikes.
+        rows = max(rig.settings.families[0].length + 4 * load.spike_every, wanted)
         return measure_latency(rig.settings, load.shape, load.entities, rows, rows_per_s, load.spike_every, load.seed)
 
 
