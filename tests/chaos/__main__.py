@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.rig import unwinding_on_sigterm
 from tests.chaos import plan, sabotage
 from tests.chaos.seeds import SeedReport, Size, run_seed
 
@@ -47,4 +48,5 @@ def _line(report: SeedReport) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with unwinding_on_sigterm():
+        sys.exit(main())

@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import torch
 
+from benchmarks.rig import unwinding_on_sigterm
 from deploy.local_stack import LocalStack
 from detector.models import Model
 from stream.settings import Settings
@@ -214,4 +215,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with unwinding_on_sigterm():
+        sys.exit(main())

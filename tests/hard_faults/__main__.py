@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from benchmarks.rig import unwinding_on_sigterm
 from tests.hard_faults import brokers, floods, processes, registries, restores, stores
 from tests.hard_faults.scene import Row, Stage, stage
 
@@ -84,4 +85,5 @@ def _line(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with unwinding_on_sigterm():
+        sys.exit(main())
