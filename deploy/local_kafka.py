@@ -98,11 +98,13 @@ def launch(
     *,
     more_settings: Mapping[str, str] | None = None,
     format_arguments: Sequence[str] = (),
+    cluster_id: str | None = None,
 ) -> ServerProcess:
     """Start a broker whose data, log and settings lie in `directory`, formatting it at its first start.
 
-    more_settings: of `server.properties`, beside or instead of the usual ones. Returns before the broker is ready.
-    Raises TransientError if the directory can't be formatted.
+    more_settings: of `server.properties`, beside or instead of the usual ones. cluster_id: what the brokers of one
+    cluster share; a lone one has its own. Returns before the broker is ready. Raises TransientError if the directory
+    can't be formatted.
     """
     directory.mkdir(parents=True, exist_ok=True)
     settings = {**broker_settings(directory, port, controller_port), **(more_settings or {})}
@@ -111,8 +113,13 @@ def launch(
     (directory / "log4j2.properties").write_text(_LOGGING)
     java = _java_command(directory, jars)
     if not (directory / "data" / "meta.properties").exists():
-        _format(java, properties, directory, format_arguments)
+        _format(java, properties, directory, [f"--cluster-id={cluster_id or new_cluster_id()}", *format_arguments])
     return spawn([*java, "kafka.Kafka", str(properties)], log_path(directory), _environment())
+
+
+def new_cluster_id() -> str:
+    """Draw the identity of a cluster, as brokers want it written."""
+    return urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
 
 
 def log_path(directory: Path) -> Path:
@@ -151,17 +158,8 @@ def answers(bootstrap: str, timeout_s: float = 2.0) -> bool:
         return False
 
 
-def _format(java: Sequence[str], properties: Path, directory: Path, more: Sequence[str]) -> None:
-    cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-    command = [
-        *java,
-        "kafka.tools.StorageTool",
-        "format",
-        f"--cluster-id={cluster_id}",
-        "--config",
-        str(properties),
-        *more,
-    ]
+def _format(java: Sequence[str], properties: Path, directory: Path, arguments: Sequence[str]) -> None:
+    command = [*java, "kafka.tools.StorageTool", "format", "--config", str(properties), *arguments]
     # What an interrupted format has left would pass for formatted.
     shutil.rmtree(directory / "data", ignore_errors=True)
     done = subprocess.run(  # noqa: S603 - our own command line

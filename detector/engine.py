@@ -61,13 +61,17 @@ class WindowScores:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Windows in the network's terms: x, valid (B, C, L), commands (B, K, L), entity (B,), noise (S, B, C, L)."""
+    """Windows in the network's terms: x, valid (B, C, L), commands (B, K, L), entity (B,), starts (S,).
+
+    noise: (S, B, C, L).
+    """
 
     x: Tensor
     valid: Tensor
     commands: Tensor
     row: Tensor
     entity: Tensor
+    starts: Tensor
     noise: Tensor
 
     def x_in(self) -> Tensor:
@@ -109,7 +113,7 @@ class Detector:
         kinds = [channel.kind for channel in manifest.channels]
         self.numeric = [i for i, kind in enumerate(kinds) if kind == "numeric"]
         self.commands = [i for i, kind in enumerate(kinds) if kind == "command"]
-        self._starts = torch.tensor(manifest.scoring.starts, device=self.device)
+        self._start_count = len(manifest.scoring.starts)
         length, delay, scoring = manifest.geometry.length, manifest.geometry.final_delay, manifest.scoring
         self._smoothing: dict[Stage, Tensor] = {
             "provisional": smoothing_weights(scoring, length, 0, scoring.provisional_size).to(self.device),
@@ -118,7 +122,7 @@ class Detector:
 
     def score(self, windows: WindowBatch) -> WindowScores:
         """Score windows; see `WindowScores`. Raises ValueError on a wrong shape, FloatingPointError on a NaN score."""
-        chunk = max(1, RUNS_PER_PASS // len(self._starts))
+        chunk = max(1, RUNS_PER_PASS // self._start_count)
         return self._score(windows, chunk, self._reconstruct)
 
     def score_plainly(self, windows: WindowBatch) -> WindowScores:
@@ -131,7 +135,7 @@ class Detector:
     def reconstruct(self, windows: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return x (B, C, L), NaN where missing, and its reconstructions (S, B, C, L), in scaled units."""
         self._check(windows)
-        chunk = max(1, RUNS_PER_PASS // len(self._starts))
+        chunk = max(1, RUNS_PER_PASS // self._start_count)
         parts = [self._inputs(part) for part in _chunks(windows, chunk)]
         expected = torch.cat([self._reconstruct(part) for part in parts], 1)
         x = torch.cat([part.x.where(part.valid, torch.nan) for part in parts])
@@ -144,13 +148,8 @@ class Detector:
         There noise hides all but the slow parts of the windows' own values, so the rest follows from the commands.
         """
         self._check(windows)
-        inputs = self._inputs(windows)
-        timestep = torch.full((len(inputs.x),), self.schedule.timesteps, device=self.device)
-        x_t = self.schedule.q_sample(inputs.x_in(), timestep, self._noise(windows, [self.schedule.timesteps])[0])
-        condition = self.denoiser.encode_condition(inputs.commands, inputs.entity)
-        noise = self.denoiser(x_t * inputs.valid, inputs.valid.float(), timestep, condition)
-        x0 = self.schedule.predict_x0(x_t, timestep, noise).clamp(-EXPECTED_LIMIT, EXPECTED_LIMIT)
-        return self._calibration.raw(x0, inputs.row).cpu().numpy()
+        inputs = self._inputs(windows, [self.schedule.timesteps])
+        return self._calibration.raw(self._reconstruct(inputs, steps=1)[0], inputs.row).cpu().numpy()
 
     @torch.inference_mode()
     def training_residuals(self, windows: WindowBatch) -> NDArray[np.float32]:
@@ -172,7 +171,7 @@ class Detector:
 
     def _training_views(self, windows: WindowBatch) -> list[_Views]:
         self._check(windows)
-        chunk = max(1, RUNS_PER_PASS // len(self._starts))
+        chunk = max(1, RUNS_PER_PASS // self._start_count)
         slots = torch.arange(1 - self.manifest.geometry.length, 1, device=self.device)
         return [
             self._views(
@@ -204,15 +203,18 @@ class Detector:
                 f"got values {windows.values.shape} and end slots {windows.end_slots.shape}"
             )
 
-    def _inputs(self, windows: WindowBatch) -> Inputs:
+    def _inputs(self, windows: WindowBatch, starts: Sequence[int] | None = None) -> Inputs:
+        """Turn windows into the network's terms. starts: start timesteps, where not those that are scored from."""
+        starts = self.manifest.scoring.starts if starts is None else starts
         row = self._calibration.rows(windows.entities)
         values = torch.from_numpy(windows.values[:, self.numeric]).to(self.device)  # (B, C, L)
         valid = ~values.isnan()
         x = self._calibration.scale_values(values, row).where(valid, 0)
         commands = torch.from_numpy(windows.values[:, self.commands]).to(self.device)
         commands = (2 * commands - 1).clamp(-1, 1).where(~commands.isnan(), 0)  # (B, K, L)
+        noise = self._noise(windows, starts)
         return Inputs(
-            x, valid, commands, row, self._calibration.index[row], self._noise(windows, self.manifest.scoring.starts)
+            x, valid, commands, row, self._calibration.index[row], torch.tensor(starts, device=self.device), noise
         )
 
     def _noise(self, windows: WindowBatch, starts: Sequence[int]) -> Tensor:
@@ -223,18 +225,21 @@ class Detector:
         ]
         return torch.from_numpy(np.stack(draws)).to(self.device)  # (S, B, C, L)
 
-    def _reconstruct(self, inputs: Inputs) -> Tensor:
-        """Return x0 from every start, (S, B, C, L); the condition is encoded once, the starts share each pass."""
-        starts, batch = len(self._starts), len(inputs.x)
+    def _reconstruct(self, inputs: Inputs, steps: int | None = None) -> Tensor:
+        """Return x0 from every start, (S, B, C, L); the condition is encoded once, the starts share each pass.
+
+        steps: network calls from each start, where not those that are scored by.
+        """
+        starts, batch = len(inputs.starts), len(inputs.x)
         condition = self.denoiser.encode_condition(inputs.commands, inputs.entity)
         valid = inputs.valid.float().repeat(starts, 1, 1)  # (S B, C, L)
-        start = self._starts.repeat_interleave(batch)  # (S B,)
+        start = inputs.starts.repeat_interleave(batch)  # (S B,)
         x_t = self.schedule.q_sample(inputs.x_in().repeat(starts, 1, 1), start, inputs.noise.flatten(0, 1))
 
         def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
             return self.denoiser(x_t * valid, valid, timestep, condition)  # type: ignore[no-any-return]
 
-        x0 = ddim(self.schedule, denoise, x_t, start, self.manifest.scoring.sampler_steps)
+        x0 = ddim(self.schedule, denoise, x_t, start, steps or self.manifest.scoring.sampler_steps)
         return x0.view(starts, *inputs.x.shape).clamp(-EXPECTED_LIMIT, EXPECTED_LIMIT)
 
     def _reconstruct_plainly(self, plain: Denoiser, inputs: Inputs) -> Tensor:
@@ -264,7 +269,7 @@ class Detector:
 
     def _groups(self, views: _Views) -> _Groups:
         """Put every view on its own scale and average those of the starts: G is 1 and the number of companions."""
-        scale, starts = self._calibration.residual_scale[:, views.inputs.row], len(self._starts)  # (V, B, C)
+        scale, starts = self._calibration.residual_scale[:, views.inputs.row], self._start_count  # (V, B, C)
         relative = views.residual / scale[..., None] * views.inputs.valid
         usual = scale[..., None] / _SCALE_PER_SIGMA
         spread = views.expected[:starts].var(0, correction=0)

@@ -182,8 +182,10 @@ class Worker:
             followed = moments.followed if moments else 0
             moments = initial_moments(manifest, one.model.calibration(notice.entity), followed)
         decision = decide(manifest, one.model.numeric_names, notice, one.view, moments)
-        values = one.window.values[one.model.columns]
-        hits = explain_by_commands(one.model.detector, notice, values, decision.hits)
+        hits = decision.hits
+        if hits:  # seldom, and the window's channels would be copied for nothing
+            values = one.window.values[one.model.columns]
+            hits = explain_by_commands(one.model.detector, notice, values, hits)
         missing = missing_fraction(notice)
         step = advance(manifest, self._settings.deployment, notice, hits, state.episode if state else None, missing)
         self._observe(decision.blocks)

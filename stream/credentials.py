@@ -3,6 +3,7 @@
 Knows neither Kafka nor Redis.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -53,10 +54,20 @@ def read_password(password: SecretStr, password_file: str) -> str:
     return found
 
 
-def require_file(path: str, setting: str) -> str:
-    """Return the path of a file that can be read; raise UsageError that names the setting."""
+def readable_files(section: str, files: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Return by its option each file that is named; raise UsageError that names the setting if one can't be read.
+
+    files: by option, the setting inside its section and the path, which is empty where nothing is set.
+    """
+    for setting, path in files.values():
+        if path:
+            _require(path, f"{section}.{setting}")
+    return {option: path for option, (_, path) in files.items() if path}
+
+
+def _require(path: str, setting: str) -> None:
     try:
         with Path(path).open("rb"):
-            return path
+            return
     except OSError as error:
         raise UsageError(f"{setting} names {path}, which can't be read: {error.strerror}") from None

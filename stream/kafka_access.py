@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError
 
-from stream.credentials import read_password, require_file
+from stream.credentials import read_password, readable_files
 from stream.errors import AccessError, TelltaleError, TransientError
 from stream.settings import KafkaSettings
 
@@ -44,7 +44,7 @@ def security_config(settings: KafkaSettings) -> dict[str, Any]:
             "ssl.certificate.location": ("ssl_certificate", settings.ssl_certificate),
             "ssl.key.location": ("ssl_key", settings.ssl_key),
         }
-        config |= {key: require_file(path, f"kafka.{name}") for key, (name, path) in files.items() if path}
+        config |= readable_files("kafka", files)
     if "SASL" in settings.security_protocol:
         config["sasl.mechanism"] = settings.sasl_mechanism
         config["sasl.username"] = settings.sasl_username

@@ -10,7 +10,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissi
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from stream.credentials import read_password, require_file
+from stream.credentials import read_password, readable_files
 from stream.errors import AccessError, UsageError
 from stream.settings import RedisSettings
 
@@ -65,5 +65,4 @@ def _trust(settings: RedisSettings, url: str) -> dict[str, Any]:
         "ssl_certfile": ("certificate", settings.certificate),
         "ssl_keyfile": ("key", settings.key),
     }
-    given = {option: require_file(path, f"redis.{name}") for option, (name, path) in files.items() if path}
-    return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **given}
+    return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **readable_files("redis", files)}

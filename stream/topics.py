@@ -70,10 +70,11 @@ def ensure_topics(
     AccessError if a topic is missing that may not be made.
     """
     wanted = _wanted(settings, service)
-    seen = partition_counts(admin, settings, timeout_s)
-    if not seen.keys() >= wanted.keys():
-        _create(admin, [_new_topic(settings, t) for t in ALL if topic_name(settings, t) not in seen], wanted, timeout_s)
     partitions = partition_counts(admin, settings, timeout_s)
+    if not partitions.keys() >= wanted.keys():
+        new = [_new_topic(settings, topic) for topic in ALL if topic_name(settings, topic) not in partitions]
+        _create(admin, new, wanted, timeout_s)
+        partitions = partition_counts(admin, settings, timeout_s)
     if len(set(partitions.values())) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in sorted(partitions.items()))
         raise UsageError(f"all topics want the same number of partitions, but {listed}")

@@ -1,9 +1,6 @@
 """Kafka brokers of a test's own: several that keep copies of each other, or one that is reached through a proxy."""
 
-import subprocess
 import time
-import uuid
-from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +9,7 @@ from confluent_kafka.admin import AdminClient
 
 from deploy import local_kafka
 from deploy.kafka_jars import default_cache_dir, ensure_jars
-from deploy.processes import ServerProcess, accepts_connections, free_port, spawn, stop
+from deploy.processes import ServerProcess, accepts_connections, free_port, stop
 from tests.hard_faults.proxy import Proxy
 
 _READY_S = 90.0
@@ -28,7 +25,7 @@ class Cluster:
         self.ports = {number: free_port() for number in range(1, size + 1)}
         self._controllers = {number: free_port() for number in self.ports}
         self._advertised = dict(advertised or {})
-        self._cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        self._cluster_id = local_kafka.new_cluster_id()
         self._running: dict[int, ServerProcess] = {}
 
     def bootstrap(self) -> str:
@@ -82,18 +79,14 @@ class Cluster:
         return len(found.brokers) == len(self._running) and all(len(p.isrs) == len(p.replicas) for p in partitions)
 
     def _launch(self, number: int) -> ServerProcess:
-        directory = self._folder / f"broker-{number}"
-        directory.mkdir(parents=True, exist_ok=True)
-        settings = local_kafka.broker_settings(directory, self.ports[number], self._controllers[number])
-        properties = directory / "server.properties"
-        properties.write_text("".join(f"{k}={v}\n" for k, v in (settings | self._changes(number)).items()))
-        (directory / "log4j2.properties").write_text(local_kafka._LOGGING)
-        java = local_kafka._java_command(directory, self._jars)
-        if not (directory / "data" / "meta.properties").exists():
-            command = [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={self._cluster_id}"]
-            subprocess.run([*command, "--config", str(properties)], check=True, capture_output=True, timeout=120)
-        log = local_kafka.log_path(directory)
-        return spawn([*java, "kafka.Kafka", str(properties)], log, local_kafka._environment())
+        return local_kafka.launch(
+            self._folder / f"broker-{number}",
+            self.ports[number],
+            self._controllers[number],
+            self._jars,
+            more_settings=self._changes(number),
+            cluster_id=self._cluster_id,
+        )
 
     def _changes(self, number: int) -> dict[str, str]:
         copies = str(len(self.ports))
