@@ -32,6 +32,7 @@ from stream.kafka import make_admin, wait_for_broker
 from stream.kafka_access import Right
 from stream.settings import KafkaSettings, TopicSettings
 from stream.topics import USES
+from tests.pipeline import wait_for
 
 ADMIN = "admin"
 # Any of them in an output is a leak.
@@ -215,10 +216,7 @@ def secured_kafka(folder: Path, certificates: Certificates) -> Iterator[SecuredK
 
 
 def _wait_until_ready(kafka: SecuredKafka, port: int) -> None:
-    end = time.monotonic() + READY_S
-    while not processes.accepts_connections(port):
-        assert time.monotonic() < end, f"no broker listens after {READY_S:.0f} s"
-        time.sleep(0.1)
+    wait_for(lambda: processes.accepts_connections(port), "a broker that listens", READY_S)
     wait_for_broker(KafkaSettings(**kafka.settings(ADMIN)), READY_S)
 
 

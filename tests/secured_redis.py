@@ -3,7 +3,6 @@
 import asyncio
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import redis
 from deploy import local_redis, processes
 from deploy.access import render_redis
 from stream.settings import RedisSettings
+from tests.pipeline import wait_for
 from tests.secured import ADMIN, READY_S, Certificates, password
 
 
@@ -48,10 +48,15 @@ class SecuredRedis:
                     rules.append(f">{self._passwords[user]}")
                 admin.execute_command("ACL", "SETUSER", user, *rules)
 
-    def change(self, user: str, *rules: str) -> None:
-        """Change a user's rules."""
+    @contextmanager
+    def without(self, user: str, rule: str, taken: str) -> Iterator[None]:
+        """Take a right from a user while the block runs. taken: the rule that undoes it."""
         with self.admin() as admin:
-            admin.execute_command("ACL", "SETUSER", user, *rules)
+            admin.execute_command("ACL", "SETUSER", user, taken)
+            try:
+                yield
+            finally:
+                admin.execute_command("ACL", "SETUSER", user, rule)
 
 
 @contextmanager
@@ -64,10 +69,7 @@ def secured_redis(folder: Path, certificates: Certificates) -> Iterator[SecuredR
     try:
         with _tls_in_front_of(port, certificates) as tls_port:
             server = SecuredRedis(port, tls_port, certificates, admin_password)
-            end = time.monotonic() + READY_S
-            while not processes.accepts_connections(port):
-                assert time.monotonic() < end, f"no Redis listens after {READY_S:.0f} s"
-                time.sleep(0.05)
+            wait_for(lambda: processes.accepts_connections(port), "a Redis that listens", READY_S)
             yield server
     finally:
         processes.stop(process, grace_s=0)

@@ -1,5 +1,6 @@
 """A pipeline under attack: servers of its own, services as child processes, a load, and the faults done to them."""
 
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import redis
+import torch
 from confluent_kafka import KafkaError, Message
 
 from deploy.local_stack import LocalStack
@@ -27,6 +29,7 @@ from tests.pipeline import make_settings, publish, read_all
 
 # Little room beyond a window, so that a few seconds without the worker already pause the windower.
 GEOMETRY = Geometry(length=64, hop=32, lateness=3, final_delay=16, slack=160)
+TRANSACTION_S = 6.0
 # With nothing left to do a service never reaches the batch in which it is to crash.
 _CRASH_S = 20.0
 _BLOCK = msgspec.json.Decoder(ScoreBlock)
@@ -49,7 +52,7 @@ def publish_model(registry: Path) -> Model:
 def declare(model: Model, registry: Path, bootstrap: str, redis_url: str, prefix: str) -> Settings:
     """Make topics and settings with short time-outs, so that every fault is noticed while it lasts."""
     more = {
-        "kafka": {"bootstrap": bootstrap, "transaction_timeout_ms": 6000},
+        "kafka": {"bootstrap": bootstrap, "transaction_timeout_ms": int(1000 * TRANSACTION_S)},
         "worker": {"model_poll_s": 1.0, "batch_windows": 32, "threads": 1},
     }
     return make_settings(model.manifest, registry, bootstrap, redis_url, prefix, **more)
@@ -125,6 +128,18 @@ class Rig:
             self.services.kill(name)
         else:
             self.services.terminate(name, grace_s=60.0)
+
+
+@contextmanager
+def servers(kind: str) -> Iterator[tuple[LocalStack, Path]]:
+    """Give servers of one run's own, not started yet, and a folder; both are gone after the block."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix=f"telltale-{kind}-") as name:
+        stack = LocalStack(Path(name) / "stack")
+        try:
+            yield stack, Path(name)
+        finally:
+            stack.stop()
 
 
 @contextmanager

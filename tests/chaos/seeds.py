@@ -1,6 +1,5 @@
 """One seed from its first record to the verdict."""
 
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import torch
 
 from deploy.local_stack import LocalStack
 from stream.settings import Settings
@@ -16,8 +14,8 @@ from tests.chaos import plan
 from tests.chaos.lingering import prepare
 from tests.chaos.oracle import Difference, Oracle
 from tests.chaos.plan import Fault
-from tests.chaos.rig import GEOMETRY, Load, attacked, declare, publish_model, read_found, wait_for_scores
-from tests.chaos.workload import Workload
+from tests.chaos.rig import GEOMETRY, Load, attacked, declare, publish_model, read_found, servers, wait_for_scores
+from tests.chaos.workload import Workload, count_rows
 
 # Without a single new score for so long, nothing more will come.
 PATIENCE_S = 90.0
@@ -74,14 +72,8 @@ def run_seed(
 
     faults: instead of those that the seed draws, while the load lasts. breaking: which promise to break on purpose.
     """
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="telltale-chaos-") as name:
-        folder = Path(name)
-        stack = LocalStack(folder / "stack")
-        try:
-            return _run(seed, size, folder, stack, faults, breaking)
-        finally:
-            stack.stop()
+    with servers("chaos") as (stack, folder):
+        return _run(seed, size, folder, stack, faults, breaking)
 
 
 def _run(
@@ -112,15 +104,10 @@ def _run(
     except AssertionError as error:  # a service ended by itself, or did not end when asked to
         what, _, log = str(error).partition("\n")
         failure, drain_s = f"{what}\n{log[-_LONGEST_FAILURE:]}", time.monotonic() - drained
-    report = _report(seed, records_sent(records), suffered, oracle, settings)
+    report = _report(seed, count_rows(records), suffered, oracle, settings)
     return msgspec.structs.replace(
         report, seconds=round(time.monotonic() - began, 1), drain_s=round(drain_s, 1), failure=failure
     )
-
-
-def records_sent(records: Iterable[object]) -> int:
-    """Count the rows of telemetry among the records."""
-    return sum(getattr(one, "kind", None) == "row" for one in records)
 
 
 def _while_loaded(load: Load, faults: Iterable[Fault]) -> Iterator[Fault]:

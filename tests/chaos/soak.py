@@ -7,7 +7,6 @@ the oracle finds a difference or a service grows.
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +15,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import psutil
-import torch
 
 from benchmarks.rig import unwinding_on_sigterm
 from deploy.local_stack import LocalStack
@@ -26,9 +24,9 @@ from tests.chaos import plan
 from tests.chaos.lingering import prepare
 from tests.chaos.oracle import Oracle
 from tests.chaos.plan import Fault
-from tests.chaos.rig import GEOMETRY, Load, Rig, attacked, declare, publish_model, read_found, wait_for_scores
+from tests.chaos.rig import GEOMETRY, Load, Rig, attacked, declare, publish_model, read_found, servers, wait_for_scores
 from tests.chaos.seeds import PATIENCE_S
-from tests.chaos.workload import Sending, Workload
+from tests.chaos.workload import Sending, Workload, count_rows
 
 SERVICES = ("windower", "worker")
 LOAD = 0.7
@@ -115,20 +113,14 @@ class Sampler:
 
 def soak(minutes: float, seed: int) -> SoakReport:
     """Run the pipeline for so long on servers of its own."""
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="telltale-soak-") as name:
-        folder = Path(name)
-        stack = LocalStack(folder / "stack")
-        try:
-            model = publish_model(folder / "registry")
-            addresses = stack.start()
-            declared = partial(declare, model, folder / "registry", addresses.bootstrap, addresses.redis_url)
-            capacity = _capacity(stack, declared("burst."), folder, model)
-            rows_per_s = min(LOAD * capacity, _MOST_ROWS / (60 * minutes))
-            records = Workload(GEOMETRY, seed=seed, entities=_ENTITIES, rows=int(rows_per_s * 60 * minutes)).records
-            report = _soak(stack, declared("soak."), folder, model, records, rows_per_s, seed)
-        finally:
-            stack.stop()
+    with servers("soak") as (stack, folder):
+        model = publish_model(folder / "registry")
+        addresses = stack.start()
+        declared = partial(declare, model, folder / "registry", addresses.bootstrap, addresses.redis_url)
+        capacity = _capacity(stack, declared("burst."), folder, model)
+        rows_per_s = min(LOAD * capacity, _MOST_ROWS / (60 * minutes))
+        records = Workload(GEOMETRY, seed=seed, entities=_ENTITIES, rows=int(rows_per_s * 60 * minutes)).records
+        report = _soak(stack, declared("soak."), folder, model, records, rows_per_s, seed)
     share = rows_per_s / capacity
     return msgspec.structs.replace(report, capacity_rows_per_s=round(capacity), load=round(share, 2))
 
@@ -173,7 +165,7 @@ def _soak(
     difference = oracle.compare(read_found(settings))
     return SoakReport(
         minutes=round((time.monotonic() - began) / 60, 1),
-        samples=sum(one.kind == "row" for one in records),
+        samples=count_rows(records),
         capacity_rows_per_s=0.0,
         rows_per_s=round(rows_per_s),
         load=0.0,

@@ -4,7 +4,7 @@ Rows out of order within the lateness, gaps, silences that begin a new life, mis
 with another value, rows that come too late, and records that are none. Knows no window.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -30,6 +30,11 @@ class Sending(NamedTuple):
     slot: int
     values: tuple[float, float]
     payload: bytes
+
+
+def count_rows(records: Iterable[Sending]) -> int:
+    """Count the rows of telemetry among records."""
+    return sum(one.kind == "row" for one in records)
 
 
 class Workload:

@@ -28,6 +28,9 @@ from stream.settings import Settings
 from stream.topics import group_name
 from tests.pipeline import WAIT_S
 
+# The session time-out of the groups here.
+SESSION_S = 2.0
+
 Point = Literal["before the transaction", "inside the transaction", "after the commit"]
 
 
@@ -217,7 +220,7 @@ def _shorten_sessions(settings: Settings) -> None:
     """Let the broker notice sooner that a member is dead: it hears nothing else of a killed process."""
     entries = [
         ConfigEntry(f"consumer.{name}.ms", value, incremental_operation=AlterConfigOpType.SET)
-        for name, value in (("session.timeout", "2000"), ("heartbeat.interval", "400"))
+        for name, value in (("session.timeout", str(int(1000 * SESSION_S))), ("heartbeat.interval", "400"))
     ]
     groups = [group_name(settings.topics, service) for service in ("windower", "worker")]
     resources = [ConfigResource(ResourceType.GROUP, group, incremental_configs=entries) for group in groups]

@@ -72,9 +72,7 @@ def network_reset(stage: Stage, row: Row) -> None:
 def network_partition(stage: Stage, row: Row) -> None:
     """The broker is silent for half a minute while connections stay open."""
     with _through_proxy(stage) as (scene, proxy):
-        proxy.partition()
-        time.sleep(30.0)
-        proxy.heal()
+        proxy.silence(30.0)
         row.recovery_s = scene.recovery()
         judge(scene, row)
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import psutil
 
-from tests.faults.live import Crash
+from tests.chaos.rig import TRANSACTION_S
+from tests.chaos.workload import count_rows
+from tests.faults.live import SESSION_S, Crash
 from tests.hard_faults.scene import Row, Scene, Stage
 
-# The groups' session time-out in these scenes; see `tests.faults.live`.
-SESSION_S = 2.0
-TRANSACTION_S = 6.0
+# A dead member is noticed after its session, and what it left open hides what comes after it until its time is over.
+LIMIT_S = max(SESSION_S + 5.0, TRANSACTION_S + 1.0) + 2.0
 _MEMORY_GROWTH_MIB = 60.0
 
 
@@ -37,8 +38,7 @@ def _killed_beside_another(victim: str, stage: Stage, row: Row) -> None:
         scene.services.start(f"{victim}-1", Crash("inside the transaction", 20))
         scene.services.wait_for_crash(f"{victim}-1")
         row.recovery_s = scene.recovery()
-        # What the dead member left open hides what comes after it until its time is over.
-        row.limit_s = max(SESSION_S + 5.0, TRANSACTION_S + 1.0) + 2.0
+        row.limit_s = LIMIT_S
         judge(scene, row)
 
 
@@ -62,7 +62,7 @@ def _zombie(victim: str, stage: Stage, row: Row) -> None:
             row.recovery_s = max(row.recovery_s or 0.0, scene.recovery())
             scene.services.resume(victim)
             time.sleep(4.0)
-        row.limit_s = max(SESSION_S + 5.0, TRANSACTION_S + 1.0) + 2.0
+        row.limit_s = LIMIT_S
         judge(scene, row)
 
 
@@ -105,7 +105,7 @@ def scaling(stage: Stage, row: Row) -> None:
             scene.services.kill(f"{service}-3")
             scene.services.terminate(f"{service}-2", grace_s=60.0)
         row.recovery_s = scene.recovery()
-        row.limit_s = max(SESSION_S + 5.0, TRANSACTION_S + 1.0) + 2.0
+        row.limit_s = LIMIT_S
         judge(scene, row)
 
 
@@ -117,7 +117,7 @@ def memory_mib(scene: Scene) -> float:
 def judge(scene: Scene, row: Row, **how: Any) -> None:
     """Fill in the oracle's verdict."""
     difference = scene.verdict(**how)
-    row.samples = sum(one.kind == "row" for one in scene.load.sent)
+    row.samples = count_rows(scene.load.sent)
     row.missing, row.repeated, row.wrong = (difference.counts[kind] for kind in ("missing", "repeated", "wrong"))
     assert difference.none, "; ".join(difference.examples)
     row.outcome = "kept"

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -40,12 +41,10 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 
-    def partition(self) -> None:
-        """Pass nothing on any more, without closing anything."""
+    def silence(self, seconds: float) -> None:
+        """Pass nothing on for so long, without closing anything; then everything, what was held back first."""
         self._open.clear()
-
-    def heal(self) -> None:
-        """Pass everything on again, what was held back first."""
+        time.sleep(seconds)
         self._open.set()
 
     def reset(self) -> None:

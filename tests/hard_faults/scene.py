@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-import torch
 from confluent_kafka import Consumer
 
 from deploy.local_stack import LocalStack
@@ -18,7 +17,17 @@ from stream.kafka import consumer_config, make_consumer
 from stream.settings import Settings
 from stream.topics import SCORES, topic_name
 from tests.chaos.oracle import Difference, Found, Oracle
-from tests.chaos.rig import GEOMETRY, Load, Rig, attacked, publish_model, read_found, wait_for_scores
+from tests.chaos.rig import (
+    GEOMETRY,
+    TRANSACTION_S,
+    Load,
+    Rig,
+    attacked,
+    publish_model,
+    read_found,
+    servers,
+    wait_for_scores,
+)
 from tests.chaos.workload import Sending, Workload
 from tests.pipeline import make_settings, wait_for
 
@@ -186,7 +195,9 @@ class Stage:
         model = publish_model(folder / "registry")
         topics = {"prefix": prefix, "partitions": partitions, "replication": replication}
         more = {"topics": topics, "worker": {"model_poll_s": 0.2, "batch_windows": 32, "threads": 1}} | sections
-        more["kafka"] = {"bootstrap": bootstrap, "transaction_timeout_ms": 6000} | more.get("kafka", {})
+        more["kafka"] = {"bootstrap": bootstrap, "transaction_timeout_ms": int(1000 * TRANSACTION_S)} | more.get(
+            "kafka", {}
+        )
         settings = make_settings(model.manifest, folder / "registry", bootstrap, redis_url, prefix, **more)
         records = Workload(GEOMETRY, seed=self._scenes, entities=ENTITIES, rows=int(rows_per_s * seconds)).records
         with attacked(self.stack, settings, folder, prepare) as rig:
@@ -216,10 +227,5 @@ class Stage:
 @contextmanager
 def stage() -> Iterator[Stage]:
     """Give servers of this run's own; they end with the block."""
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="telltale-faults-") as name:
-        stack = LocalStack(Path(name) / "stack")
-        try:
-            yield Stage(stack, Path(name))
-        finally:
-            stack.stop()
+    with servers("faults") as (stack, folder):
+        yield Stage(stack, folder)

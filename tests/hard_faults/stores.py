@@ -42,9 +42,7 @@ def redis_slow(stage: Stage, row: Row) -> None:
 def redis_partition(stage: Stage, row: Row) -> None:
     """Redis is silent for 20 seconds, which is longer than a command may take."""
     with through_proxy(stage) as (scene, proxy):
-        proxy.partition()
-        time.sleep(20.0)
-        proxy.heal()
+        proxy.silence(20.0)
         row.recovery_s = scene.recovery()
         judge(scene, row)
 

@@ -70,24 +70,17 @@ def test_both_do_their_work_over_tls_and_are_refused_nothing(server):
 @pytest.mark.parametrize(("service", "rule"), RIGHTS)
 def test_without_one_command_the_work_fails_and_names_it(server, service, rule):
     command = rule.removeprefix("+")
-    server.change(user(service), f"-{command}")
-    try:
-        with pytest.raises(AccessError, match=rf"user {user(service)} .*'{command.replace('|', '.')}'"):
-            work(server, service)
-    finally:
-        server.change(user(service), rule)
+    named = rf"user {user(service)} .*'{command.replace('|', '.')}'"
+    with server.without(user(service), rule, f"-{command}"), pytest.raises(AccessError, match=named):
+        work(server, service)
     work(server, service)
 
 
 @pytest.mark.parametrize("service", ["windower", "worker"])
 def test_without_its_keys_the_work_fails_and_names_them(server, service):
     keys = redis_rules(RedisSettings(prefix=PREFIX), service)[1]
-    server.change(user(service), "resetkeys")
-    try:
-        with pytest.raises(AccessError, match=r"\{door:"):
-            work(server, service)
-    finally:
-        server.change(user(service), keys)
+    with server.without(user(service), keys, "resetkeys"), pytest.raises(AccessError, match=r"\{door:"):
+        work(server, service)
     work(server, service)
 
 
