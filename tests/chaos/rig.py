@@ -170,7 +170,8 @@ class Load:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._given_up = kind is not None
         self._thread.join()
-        assert self._given_up or not self._failed, f"{len(self._failed)} records were not delivered, first: {self._failed[0]}"
+        lost = "" if self._given_up or not self._failed else f"{len(self._failed)} records, first: {self._failed[0]}"
+        assert not lost, f"not delivered: {lost}"
 
     @property
     def running(self) -> bool:
