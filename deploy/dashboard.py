@@ -103,6 +103,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel("Records refused per minute", (rate("records_rejected", "reason", unit_s=60),)),
             Panel("Dead letters per minute", (rate("dead_letters", "reason", unit_s=60),)),
             Panel("Late rows", ((rate("late_records")[0], "late"),), "cps"),
+            Panel("Jumps of clocks per minute", ((rate("clock_jumps", unit_s=60)[0], "jumps"),)),
             Panel("Transactions given up per minute", (rate("txn_aborts", "service", unit_s=60),)),
             Panel(
                 "Partitions held back",

@@ -40,6 +40,7 @@ class Metrics:
         self.records_rejected = counter("records_rejected", "Records that broke their contract", "reason")
         self.dead_letters = counter("dead_letters", "Records written to the dead-letters topic", "reason")
         self.late_records = counter("late_records", "Rows that came after their window was final")
+        self.clock_jumps = counter("clock_jumps", "Times that an entity's clock jumped for good")
         self.notices = counter("notices", "Windows announced to the worker")
         self.windows_scored = counter("windows_scored", "Windows that went through the network")
         self.rows_scored = counter("rows_scored", "Rows that got their first score")

@@ -162,6 +162,8 @@ class FamilySettings(_Section):
     lateness: int = Field(0, description="how many slots a row may lag behind the newest one")
     final_delay: int = Field(100, description="slots after which a score is final")
     slack: int = Field(1024, description="rows the windower may run ahead of the worker")
+    max_jump: int = Field(86_400, description="slots from the newest row beyond which a time stamp is doubted")
+    jump_rows: int = Field(5, description="doubted rows in a row that make a jump of the clock believed")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -189,6 +191,8 @@ class FamilySettings(_Section):
             lateness=self.lateness,
             final_delay=self.final_delay,
             slack=self.slack,
+            max_jump=self.max_jump,
+            jump_rows=self.jump_rows,
         )
 
 

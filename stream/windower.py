@@ -51,15 +51,23 @@ class _Fitting(NamedTuple):
     values: NDArray[np.float32]
 
 
-class _Entity:
-    """One entity's head and which of its windows the worker has still to score."""
+class _Unscored(NamedTuple):
+    """A window that the worker has still to score."""
 
-    def __init__(self, name: str, family: FamilySettings, head: Head, unscored: "deque[tuple[int, int]]") -> None:
+    ring: int
+    first_slot: int
+    end_slot: int
+
+
+class _Entity:
+    """One entity's head and which of its windows the worker has still to score, oldest first."""
+
+    def __init__(self, name: str, family: FamilySettings, head: Head, unscored: deque[_Unscored]) -> None:
         self.name = name
         self.family = family
         self.geometry = head.geometry
         self.head = head
-        self.unscored = unscored  # (ring, end_slot), oldest first
+        self.unscored = unscored
         self.last_slot_with_room = 0.0
         self._layout = Layout(self.geometry.capacity, len(family.channels))
         self.ref = RingRef(name, head.ring, self._layout)
@@ -77,7 +85,7 @@ class _Entity:
 
     def limit(self) -> None:
         """Work out which row may come: none may take the place of one that an unscored window of its ring needs."""
-        oldest = next((end for ring, end in self.unscored if ring == self.head.ring), None)
+        oldest = next((window.end_slot for window in self.unscored if window.ring == self.head.ring), None)
         self.last_slot_with_room = float("inf") if oldest is None else float(oldest + self.geometry.slack)
 
 
@@ -88,7 +96,7 @@ class _Partition:
         self.epoch = epoch
         self.next_offset: int | None = None  # of the snapshot
         self.entities: dict[str, _Entity] = {}
-        self.unscored: dict[str, deque[tuple[int, int]]] = defaultdict(deque)
+        self.unscored: dict[str, deque[_Unscored]] = defaultdict(deque)
         self.announced: deque[tuple[int, str]] = deque()  # offset in `windows` and entity
 
     def add_entity(self, name: str, family: FamilySettings, head: Head) -> _Entity:
@@ -206,6 +214,7 @@ class Windower:
     def _add(self, state: _Partition, batch: _Batch, one: _Fitting, *, silent: bool) -> ContractError | None:
         try:
             entity = state.entities.get(one.row.entity) or self._new_entity(state, one)
+            batch.touched[entity.name] = entity  # also where the row is refused: the head may remember it
             cuts = entity.head.add(one.slot, one.record.offset)
         except ContractError as error:
             return error
@@ -213,14 +222,16 @@ class Windower:
             self._announce(batch, entity, cuts, one.record, silent=silent)
             entity.follow_head()
         batch.rows[entity.ref].append(one)
-        batch.touched[entity.name] = entity
         return None
 
     def _announce(self, batch: _Batch, entity: _Entity, cuts: list[Cut], record: Record, *, silent: bool) -> None:
         if not silent:
             batch.outgoing += [self._notice(entity, cut, record) for cut in cuts]
-            entity.unscored.extend((cut.ring, cut.end_slot) for cut in cuts)
+            entity.unscored.extend(_Unscored(cut.ring, cut.first_slot, cut.end_slot) for cut in cuts)
             self._metrics.notices.inc(len(cuts))
+            if entity.head.jumped:
+                self._metrics.clock_jumps.inc()
+                _log.warning("the clock of an entity jumped", entity=entity.name, slot=entity.head.first_slot)
 
     def _decode(self, records: Sequence[Record]) -> tuple[dict[int, _Fitting], dict[int, ContractError]]:
         """Decode records of one partition; both results are by offset."""
@@ -250,8 +261,9 @@ class Windower:
         family = one.row.family
         head = Head(self._geometries[family.name], one.slot)
         # Of a life whose first row is not in Kafka any more, the ring that unscored windows are read from.
-        known = (ring for ring, end in state.unscored[one.row.entity] if ring <= one.slot <= end)
-        head.ring = head.first_slot = next(known, one.slot)
+        known = (w for w in state.unscored[one.row.entity] if w.first_slot <= one.slot <= w.end_slot)
+        if (window := next(known, None)) is not None:
+            head.ring, head.first_slot = window.ring, window.first_slot
         entity = state.add_entity(one.row.entity, family, head)
         self._observe_entities()
         return entity
@@ -319,7 +331,7 @@ class Windower:
 
     def _restore_unscored(self, partition: int, state: _Partition) -> None:
         for offset, notice in self._acks.outstanding(partition):
-            state.unscored[notice.entity].append((notice.ring, notice.end_slot))
+            state.unscored[notice.entity].append(_Unscored(notice.ring, notice.first_slot, notice.end_slot))
             state.announced.append((offset, notice.entity))
         for entity in state.entities.values():
             entity.limit()

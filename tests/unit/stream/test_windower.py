@@ -15,7 +15,16 @@ from stream.windower import Windower
 from tests.fakes import FIRST_SLOT, Crash, FakeAcknowledgements, InMemoryWindowStore, record, request_of, sample_record
 
 FAMILY = FamilySettings(
-    name="rover", numeric=["a", "b"], commands=["c"], length=8, hop=4, lateness=1, final_delay=4, slack=16
+    name="rover",
+    numeric=["a", "b"],
+    commands=["c"],
+    length=8,
+    hop=4,
+    lateness=1,
+    final_delay=4,
+    slack=16,
+    max_jump=10_000,
+    jump_rows=3,
 )
 SETTINGS = Settings(families=[FAMILY])
 GEOMETRY = FAMILY.geometry
@@ -111,7 +120,7 @@ class World:
     def rows_of(self, notice):
         """Work out a window from the log: the last row of each slot that was taken before the window was cut."""
         values = np.full(notice.length, np.nan, np.float32)
-        for one in self.telemetry[: notice.trigger_ms + 1]:
+        for one in self.telemetry[notice.source.first_offset : notice.trigger_ms + 1]:  # none of an earlier life
             if one.offset in self.refused or one.key.decode() != notice.entity:
                 continue
             slot = msgspec.json.decode(one.value)["ts"] // 1000
@@ -139,20 +148,24 @@ STEPS = [1] * 8 + [0, -1, 2, -3, 5, GEOMETRY.max_gap, GEOMETRY.max_gap + 1, 60]
 
 @st.composite
 def telemetry(draw, *, repeats=True):
-    """Draw a partition: two entities with gaps, late rows, new lives, slots sent twice, and records that are none."""
-    newest, seen, result = {"e1": 0, "e2": 7}, set(), []
-    steps = st.sampled_from(STEPS)
+    """Draw a partition: two entities with gaps, late rows, new lives, slots sent twice, clocks that jump, and junk."""
+    newest, seen, result = {}, set(), []
+    steps, clocks = st.sampled_from(STEPS), st.sampled_from([None] * 12 + [0, 0, 1, -1])
+    clock = {"e1": 0, "e2": 0}
     for offset in range(draw(st.integers(1, 70))):
-        entity = draw(st.sampled_from(["e1", "e1", "e2", "junk"]))
-        if entity == "junk":
+        who = draw(st.sampled_from(["e1", "e1", "e2", "junk"]))
+        if who == "junk":
             result.append(record(b"{", offset))
             continue
-        slot = newest[entity] + draw(steps)
+        moved = draw(clocks)
+        clock[who] = clock[who] if moved is None else moved
+        entity = who, clock[who]
+        slot = newest.setdefault(entity, clock[who] * 100_000) + draw(steps)
         while not repeats and (entity, slot) in seen:
             slot += 1
         seen.add((entity, slot))
         newest[entity] = max(newest[entity], slot)
-        result.append(row(slot, offset, entity))
+        result.append(row(slot, offset, who))
     return result
 
 
@@ -210,7 +223,9 @@ def test_every_record_is_in_a_window_or_a_dead_letter(log):
         covered = [
             n
             for n in world.notices
-            if n.entity == entity and max(n.first_slot, n.end_slot - n.new_slots + 1) <= slot <= n.end_slot
+            if n.entity == entity
+            and max(n.first_slot, n.end_slot - n.new_slots + 1) <= slot <= n.end_slot
+            and n.source.first_offset <= one.offset <= n.source.last_offset  # and not of another life
         ]
         assert len(covered) == 1 or slot > heads[entity].head.emitted_end
 
@@ -220,7 +235,7 @@ def test_refused_records_are_those_that_break_the_contract_or_come_late(log):
     world = World(log).finish()
     reasons = {one.offset: world.refused.get(one.offset) for one in log}
     assert all((reason == "malformed") == (log[offset].value == b"{") for offset, reason in reasons.items())
-    assert set(reasons.values()) <= {None, "malformed", "late"}
+    assert set(reasons.values()) <= {None, "malformed", "late", "clock_jump"}
 
 
 def test_a_windower_that_dies_between_write_and_commit_has_announced_nothing():
@@ -342,6 +357,33 @@ def test_after_a_long_silence_a_new_life_has_a_ring_of_its_own():
     told = [(n.end_slot - BASE, n.new_slots, n.ring - BASE, n.gap_slots) for n in world.notices]
     assert told == [(3, 8, 0, 0), (7, 4, 0, 0), (11, 4, 0, 0), (59, 8, 56, 44)]
     assert world.notices[-1].rows == 4
+
+
+BOOT = -1_000_000
+BOOTS = rows(*range(9), *range(BOOT, BOOT + 11), *range(20, 30), *range(BOOT, BOOT + 11, 2), *range(30, 45))
+
+
+@given(PLANS)
+def test_a_clock_that_is_reset_to_the_same_slot_again_never_meets_the_rows_of_the_time_before(plan):
+    """rows      0 . . 8 | boot . . . . | 20 . . 29 | boot, every second slot | 30 . . 44
+
+    Each of the first two rows of a jump is a dead letter, the third begins a life in a ring of its own.
+    """
+    world = run(BOOTS, plan)
+    assert world.published == World(BOOTS).finish().published
+    assert set(world.refused.values()) == {"clock_jump"}
+    assert sorted(world.refused) == [9, 10, 20, 21, 30, 31, 36, 37]
+    lives = [(n.ring, n.first_slot - BASE) for n in world.notices]
+    assert {slot for _, slot in lives} == {0, BOOT + 2, 22, BOOT + 4, 32}
+    assert len(set(lives)) == len({ring for ring, _ in lives})
+
+
+def test_jumps_of_a_clock_are_counted_once():
+    world = World(BOOTS)
+    world.step(15)
+    world.step(5, crash="save_heads")
+    world.finish()
+    assert world.metrics.registry.get_sample_value("telltale_clock_jumps_total") == 4
 
 
 def test_a_notice_says_where_its_rows_stand_and_when_it_became_ready():
