@@ -50,6 +50,7 @@ class HeadRecord(msgspec.Struct, frozen=True, array_like=True):
     """What a snapshot keeps of a head; the buckets come back from the ring's index.
 
     highest_slot: of the lives before this one. doubted_slot, doubted_rows: see `stream.clock_jumps.Doubt`.
+    taken_minute: see `stream.newcomers`.
     """
 
     ring: int
@@ -60,12 +61,14 @@ class HeadRecord(msgspec.Struct, frozen=True, array_like=True):
     highest_slot: int = 0
     doubted_slot: int = 0
     doubted_rows: int = 0
+    taken_minute: int = 0
 
 
 class Head:
     """Where one entity stands: its newest slot, the last window cut, and which rows its next windows hold.
 
     jumped: whether the present life began by a jump of the clock, which only the process that saw it knows.
+    taken_minute: when the entity was taken, in minutes of the log's time; kept for who takes them.
     """
 
     __slots__ = (
@@ -79,12 +82,14 @@ class Head:
         "jumped",
         "max_slot",
         "ring",
+        "taken_minute",
     )
 
     def __init__(self, geometry: Geometry, first: int) -> None:
         """Start a life of an entity at the slot of its first row; that row is still to be added."""
         self.geometry = geometry
         self.jumped = False
+        self.taken_minute = 0
         self._highest_slot = 0
         self._doubt = Doubt(geometry)
         self._begin(first, ring=first, gap_slots=0)
@@ -149,6 +154,7 @@ class Head:
             self._highest_slot,
             self._doubt.slot,
             self._doubt.rows,
+            self.taken_minute,
         )
 
     @classmethod
@@ -157,6 +163,7 @@ class Head:
         head = cls(geometry, record.first_slot)
         head.ring, head._highest_slot = record.ring, record.highest_slot
         head._doubt.slot, head._doubt.rows = record.doubted_slot, record.doubted_rows
+        head.taken_minute = record.taken_minute
         head.first_slot, head.max_slot = record.first_slot, record.max_slot
         head.emitted_end, head.gap_slots = record.emitted_end, record.gap_slots
         return head

@@ -130,6 +130,15 @@ class LimitSettings(_Section):
 
     max_record_bytes: int = Field(262_144, ge=64, description="a larger telemetry record is dead-lettered undecoded")
     max_entities_per_partition: int = Field(25_000, ge=1, description="records of entities beyond are dead-lettered")
+    new_entities_per_minute: int = Field(
+        5000, ge=1, description="of a partition, by the records' Kafka time stamps; records beyond are dead-lettered"
+    )
+    dead_letters_per_s: float = Field(
+        100.0, gt=0, description="for each reason and windower; refused records beyond are counted and told together"
+    )
+    refused_share: float = Field(
+        0.2, gt=0, le=1, description="of a family's records; more than this refused is an error in log and metrics"
+    )
 
 
 class MetricsSettings(_Section):

@@ -39,6 +39,7 @@ FAULTS: dict[str, Fault] = {
     "network partition": brokers.network_partition,
     "restore of 1,000 entities": restores.restore,
     "entity flood": floods.entity_flood,
+    "newcomer flood": floods.newcomer_flood,
     "partition added": floods.partition_added,
     "alias flapping": registries.alias_flapping,
     "three trainers at once": registries.racing_trainers,

@@ -80,9 +80,10 @@ def test_fewer_rows_far_away_than_confirm_a_jump_change_nothing(slots, strays):
     assert (head.max_slot, head.emitted_end) == (plain.max_slot, plain.emitted_end)
 
 
-@given(walks(least=3), walks(least=8), FAR)
+@given(walks(least=3), walks(least=6), FAR)
 def test_a_confirmed_jump_ends_one_life_whole_and_begins_another_at_the_row_that_confirms(before, after, far):
-    after = [slot - after[0] + before[-1] + far for slot in after]
+    first = before[-1] + far
+    after = [first, first + 1, *(slot - after[0] + first + 2 for slot in after)]
     _, cuts, refused = fold([*before, *after])
     assert refused == {len(before): "clock_jump", len(before) + 1: "clock_jump"}
     later = before[-1] + GEOMETRY.max_gap + 1  # a silence tells the end of a life too

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.contracts import DeadLetter, WindowNotice
+from stream.contracts import DeadLetter, DroppedLetters, WindowNotice
 from stream.dead_letters import HEADER
 from stream.errors import FencedError
-from stream.metrics import Metrics
+from stream.metrics import Health, Metrics
 from stream.settings import FamilySettings, LimitSettings, Settings
 from stream.windower import Windower
 from tests.fakes import FIRST_SLOT, Crash, FakeAcknowledgements, InMemoryWindowStore, record, request_of, sample_record
@@ -46,7 +46,7 @@ class World:
 
     def take_over(self):
         """Start a process; one that was there before is dead or fenced."""
-        self.windower = Windower(self.options, self.store, self.acks, self.metrics)
+        self.windower = Windower(self.options, self.store, self.acks, self.metrics, Health(30.0))
         self.position = self.windower.restore(0, self.committed, self.low)
         assert self.low <= self.position <= self.committed
         self.held = []
@@ -442,6 +442,83 @@ def test_entities_beyond_the_limit_are_refused_and_known_ones_stay():
     assert world.finish().refused == {2: "entity_limit", 5: "entity_limit"}
 
 
+NEWCOMERS = SETTINGS.model_copy(update={"limits": LimitSettings(new_entities_per_minute=2)})
+
+
+@st.composite
+def crowds(draw):
+    """Draw rows of many entities over some minutes of the log's time, not quite in order of time."""
+    slots = Counter()
+    result = []
+    for offset in range(draw(st.integers(1, 60))):
+        entity = f"e{draw(st.integers(0, 11))}"
+        slots[entity] += 1
+        at = max(0, 8000 * offset + draw(st.integers(-30_000, 30_000)))
+        result.append(row(slots[entity], offset, entity)._replace(timestamp_ms=at))
+    return result
+
+
+@given(crowds(), PLANS)
+def test_a_replay_takes_the_same_newcomers(log, plan):
+    world, whole = World(log, options=NEWCOMERS), World(log, options=NEWCOMERS).finish()
+    for size, fault, scored in plan:
+        world.step(size, crash=fault)
+        world.acks.score(0, scored)
+    assert world.finish().published == whole.published
+    taken = {one.key: one.timestamp_ms // 60_000 for one in reversed(log) if one.offset not in whole.refused}
+    assert set(whole.refused.values()) <= {"new_entities"}
+    assert max(Counter(taken.values()).values()) <= 2
+
+
+@given(crowds())
+def test_a_minute_has_room_for_no_newcomer_that_it_refuses_and_always_for_those_known(log):
+    refused = World(log, options=NEWCOMERS).finish().refused
+    taken, known = Counter(), set()
+    for one in log:
+        minute = one.timestamp_ms // 60_000
+        expected = one.key not in known and taken[minute] == 2
+        assert (one.offset in refused) == expected
+        if not expected and one.key not in known:
+            known.add(one.key)
+            taken[minute] += 1
+
+
+def test_entities_that_only_look_new_because_the_log_lost_its_beginning_are_rebuilt():
+    """rows      a b | c d e a b c d e: retention took the first two, each of the others came in a minute of its own"""
+    names = "abcde"
+    old = [row(0, i, name)._replace(timestamp_ms=i * 60_000) for i, name in enumerate(names)]
+    log = old + [row(1, 5 + i, name)._replace(timestamp_ms=300_000) for i, name in enumerate(names)]
+    world = World(log, options=NEWCOMERS).finish()
+    world.store.wipe()
+    world.low = 5
+    world.take_over()
+    world.telemetry = [*log, row(2, 10, "a"), row(0, 11, "f")._replace(timestamp_ms=300_000)]
+    world.step(100)
+    assert set(world.windower._partitions[0].entities) == set(names)
+    world.finish()
+    assert world.refused == {11: "new_entities"}
+
+
+def test_a_flood_of_refused_records_is_told_together_and_no_record_is_left_out():
+    """Per reason: junk has used up its budget when a late row comes, which has its own letter."""
+    options = SETTINGS.model_copy(update={"limits": LimitSettings(dead_letters_per_s=0.2)})
+    junk = [record(b"{", 5 + i) for i in range(300)]
+    log = [*rows(*range(5)), *junk, row(0, 305), *rows(*range(5, 9), first_offset=306)]
+    world = World(log, options=options)
+    world.step(1000)
+    letters = [m for m in world.published if m.topic == "dead-letters"]
+    headers = [msgspec.json.decode(dict(m.headers)[HEADER], type=DeadLetter) for m in letters]
+    (summary,) = (m for m, h in zip(letters, headers, strict=True) if h.reason == "dropped")
+    dropped = msgspec.json.decode(summary.value, type=DroppedLetters)
+    own = Counter(h.reason for h in headers)
+    assert own == {"malformed": 2, "late": 1, "dropped": 1}
+    assert (dropped.reasons, dropped.first_offset, dropped.last_offset) == ({"malformed": 298}, 7, 304)
+    sample = world.metrics.registry.get_sample_value
+    assert sample("telltale_records_rejected_total", {"reason": "malformed"}) == 300
+    assert sample("telltale_dead_letters_dropped_total", {"reason": "malformed"}) == 298
+    assert world.notices == World(log).finish().notices
+
+
 def test_entities_of_a_family_that_is_no_longer_declared_are_dropped():
     world = World(rows(0, 1, 2)).finish()
     other = FAMILY.model_copy(update={"name": "probe", "entities": "p-*"})
@@ -452,7 +529,7 @@ def test_entities_of_a_family_that_is_no_longer_declared_are_dropped():
 
 def test_partitions_are_independent():
     store, acks = InMemoryWindowStore(), FakeAcknowledgements()
-    windower = Windower(SETTINGS, store, acks, Metrics())
+    windower = Windower(SETTINGS, store, acks, Metrics(), Health(30.0))
     for partition in (0, 1):
         windower.restore(partition, 0, 0)
     mixed = [r._replace(partition=p) for r in rows(*range(5)) for p in (1, 0)]
