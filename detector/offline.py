@@ -14,6 +14,7 @@ from detector.decision import WindowView, decide, initial_moments
 from detector.engine import WindowBatch
 from detector.models import Model
 from stream.contracts import ScoreBlock, SourceRange, WindowNotice
+from stream.errors import ContractError
 from stream.frames import frame
 from stream.grid import Geometry
 from stream.heads import Cut, Head
@@ -81,9 +82,18 @@ def score_series(model: Model, series: Series, *, explain: bool = False) -> Seri
 
 
 def cut_series(geometry: Geometry, series: Series, *, ended: bool = True) -> list[Cut]:
-    """Return the windows that the live windower cuts; of a series that ended, one more for the rows behind them."""
+    """Return the windows that the live windower cuts; of a series that ended, one more for the rows behind them.
+
+    After a silence of more than `max_jump` slots the first rows are in no window, as they are refused live.
+    """
     head = Head(geometry, int(series.slots[0]))
-    cuts = [cut for index, slot in enumerate(series.slots.tolist()) for cut in head.add(slot, index)]
+    cuts: list[Cut] = []
+    for index, slot in enumerate(series.slots.tolist()):
+        try:
+            cuts += head.add(slot, index)
+        except ContractError as error:
+            if error.reason != "clock_jump":
+                raise
     return cuts + head.flush() if ended else cuts
 
 

@@ -162,6 +162,17 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     truncated: bool
 
 
+class DroppedLetters(msgspec.Struct, frozen=True, kw_only=True):
+    """Refused records of one partition that have no dead letter of their own: how many by reason, and between where."""
+
+    v: Literal[1] = 1
+    topic: str
+    partition: int
+    first_offset: int
+    last_offset: int
+    reasons: dict[str, int]
+
+
 def episode_id(deployment: str, entity: str, start_slot: int) -> str:
     """Name an episode by where it began, so that a replay names it the same."""
     return str(uuid.uuid5(_ALERT_NAMESPACE, f"{deployment}\n{entity}\n{start_slot}"))

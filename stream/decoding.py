@@ -57,6 +57,12 @@ class SampleDecoder:
             raise ContractError("range", "values want numbers or null, got NaN")
         return Row(family, entity, sample.ts, values)
 
+    def family_name(self, key: bytes | None) -> str:
+        """Return the family that a refused record belongs to by its key, `none` if there is no telling."""
+        known = self._family_by_key.get(key or b"")
+        family = known[0] if known else self._settings.family_of((key or b"").decode(errors="replace"))
+        return family.name if family else "none"
+
     def _known(self, key: bytes | None, value: bytes, content_type: str | None) -> tuple[FamilySettings, str]:
         if key is not None and (known := self._family_by_key.get(key)):
             return known

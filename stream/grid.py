@@ -19,6 +19,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     length: L, rows the model sees. hop: new rows between two windows. lateness: how far a row may lag behind the
     entity's newest one and still count. final_delay: d, how many slots after its own a score becomes final.
     slack: rows the ring keeps beyond L, the room in which the windower may run ahead of the worker.
+    max_jump: how far a row may lie from the entity's newest one, either way, before its time stamp is doubted.
+    jump_rows: how many doubted rows in a row must agree before the clock is taken to have jumped.
     """
 
     length: int = 512
@@ -26,6 +28,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lateness: int = 0
     final_delay: int = 100
     slack: int = 1024
+    max_jump: int = 86_400
+    jump_rows: int = 5
 
     def __post_init__(self) -> None:
         """Raise ValueError naming every inconsistency."""
@@ -40,6 +44,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 ),
                 (self.lateness < 0, f"lateness wants 0 or more slots, got {self.lateness}"),
                 (self.final_delay < 0, f"final_delay wants 0 or more slots, got {self.final_delay}"),
+                (self.max_jump < 0, f"max_jump wants 0 or more slots, got {self.max_jump}"),
+                (self.jump_rows < 1, f"jump_rows wants at least 1 row, got {self.jump_rows}"),
                 (
                     self.hop + self.final_delay > self.length,
                     f"hop + final_delay ({self.hop} + {self.final_delay}) must fit into length ({self.length})",
@@ -72,6 +78,11 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         that has come: of rows out of order, one that jumps over a gap ends a life up to `lateness` slots earlier.
         """
         return self.slack - self.hop - self.lateness
+
+    @property
+    def longest_step(self) -> int:
+        """Slots between an entity's newest row and one whose time stamp is still believed at once."""
+        return max(self.max_jump, self.max_gap)
 
     def last_boundary(self, watermark: int) -> int:
         """Return the newest window end the watermark has passed: the largest e <= it with (e + 1) % hop == 0."""

@@ -6,7 +6,7 @@ starts at R, at or below the committed offset C, applies records silently up to 
 """
 
 import threading
-from collections import defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -18,8 +18,8 @@ import structlog
 from numpy.typing import NDArray
 
 from stream.acknowledgements import Acknowledgements, KafkaAcknowledgements
+from stream.breaker import Breaker
 from stream.contracts import SourceRange, WindowNotice
-from stream.dead_letters import dead_letter
 from stream.decoding import Row, SampleDecoder, to_float32
 from stream.errors import ContractError, UsageError
 from stream.grid import slot_of
@@ -27,15 +27,16 @@ from stream.heads import Cut, Head, HeadRecord
 from stream.kafka import Outgoing, Record, wait_until
 from stream.loop import Progress
 from stream.metrics import Health, Metrics
-from stream.ring import Layout, Write
+from stream.newcomers import Newcomers
+from stream.owned import OwnedEntity, OwnedPartition, Unscored
+from stream.refusals import Refusals
+from stream.ring import Write
 from stream.service import Service, run_service
-from stream.settings import FamilySettings, Settings
+from stream.settings import Settings
 from stream.topics import DEAD_LETTERS, TELEMETRY, WINDOWS, topic_name
 from stream.window_store import RingRef, RingWrite, Snapshot, WindowStore, connect
 
 _log = structlog.get_logger()
-# Longer than telemetry is kept, so that a ring is never gone while its head is remembered.
-_RING_KEPT_MS = 8 * 86_400_000
 _BATCH_RECORDS = 2000
 _NOTICE = msgspec.json.Encoder()
 _HEAD = msgspec.msgpack.Encoder()
@@ -51,73 +52,27 @@ class _Fitting(NamedTuple):
     values: NDArray[np.float32]
 
 
-class _Entity:
-    """One entity's head and which of its windows the worker has still to score."""
-
-    def __init__(self, name: str, family: FamilySettings, head: Head, unscored: "deque[tuple[int, int]]") -> None:
-        self.name = name
-        self.family = family
-        self.geometry = head.geometry
-        self.head = head
-        self.unscored = unscored  # (ring, end_slot), oldest first
-        self.last_slot_with_room = 0.0
-        self._layout = Layout(self.geometry.capacity, len(family.channels))
-        self.ref = RingRef(name, head.ring, self._layout)
-        self.limit()
-
-    @property
-    def ttl_ms(self) -> int:
-        """How long an idle ring is kept."""
-        return max(_RING_KEPT_MS, 2 * self.geometry.capacity * self.family.interval_ms)
-
-    def follow_head(self) -> None:
-        """Name the ring of the present life, and work out which row may come."""
-        self.ref = RingRef(self.name, self.head.ring, self._layout)
-        self.limit()
-
-    def limit(self) -> None:
-        """Work out which row may come: none may take the place of one that an unscored window of its ring needs."""
-        oldest = next((end for ring, end in self.unscored if ring == self.head.ring), None)
-        self.last_slot_with_room = float("inf") if oldest is None else float(oldest + self.geometry.slack)
-
-
-class _Partition:
-    """What a windower knows of a partition it owns."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.next_offset: int | None = None  # of the snapshot
-        self.entities: dict[str, _Entity] = {}
-        self.unscored: dict[str, deque[tuple[int, int]]] = defaultdict(deque)
-        self.announced: deque[tuple[int, str]] = deque()  # offset in `windows` and entity
-
-    def add_entity(self, name: str, family: FamilySettings, head: Head) -> _Entity:
-        entity = self.entities[name] = _Entity(name, family, head, self.unscored[name])
-        return entity
-
-    def forget_scored(self, scored_up_to: int) -> None:
-        while self.announced and self.announced[0][0] < scored_up_to:
-            name = self.announced.popleft()[1]
-            self.unscored[name].popleft()
-            if name in self.entities:
-                self.entities[name].limit()
-
-
 class _Batch:
     """What one batch does to one partition: rows to write, messages to produce, and where it had to stop."""
 
     def __init__(self) -> None:
         self.rows: dict[RingRef, list[_Fitting]] = defaultdict(list)
-        self.touched: dict[str, _Entity] = {}
+        self.touched: dict[str, OwnedEntity] = {}
         self.outgoing: list[Outgoing] = []
         self.next_offset: int | None = None
         self.held: list[Record] = []
+
+    def refuse(self, letter: Outgoing | None) -> None:
+        if letter is not None:
+            self.outgoing.append(letter)
 
 
 class Windower:
     """A stage of the transactional loop: implements `stream.loop.Stage`."""
 
-    def __init__(self, settings: Settings, store: WindowStore, acks: Acknowledgements, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, store: WindowStore, acks: Acknowledgements, metrics: Metrics, health: Health
+    ) -> None:
         """Own no partition yet."""
         self._settings = settings
         self._store = store
@@ -126,15 +81,19 @@ class Windower:
         self._decoder = SampleDecoder(settings)
         self._geometries = {family.name: family.geometry for family in settings.families}
         self._windows = topic_name(settings.topics, WINDOWS)
-        self._dead_letters = topic_name(settings.topics, DEAD_LETTERS)
-        self._partitions: dict[int, _Partition] = {}
+        dead_letters = topic_name(settings.topics, DEAD_LETTERS)
+        self._refusals = Refusals(dead_letters, settings.limits.dead_letters_per_s, metrics)
+        self._breaker = Breaker(settings.limits.refused_share, metrics, health)
+        self._partitions: dict[int, OwnedPartition] = {}
         self._pending: dict[int, _Batch] = {}
 
     def restore(self, partition: int, committed: int, low: int) -> int:
         """Take over a partition: from its snapshot, or from the oldest telemetry where there is none."""
-        state = self._partitions[partition] = _Partition(self._store.acquire(partition))
+        epoch = self._store.acquire(partition)
         snapshot = self._store.load(partition)
         usable = snapshot.next_offset is not None and low <= snapshot.next_offset <= committed
+        newcomers = Newcomers(self._settings.limits, whole_log=usable or low == 0)
+        state = self._partitions[partition] = OwnedPartition(epoch, newcomers)
         if usable:
             state.next_offset = snapshot.next_offset
             self._restore_entities(partition, state, snapshot)
@@ -165,6 +124,7 @@ class Windower:
 
     def check(self) -> None:
         """Renew the snapshots, which fails where Redis has lost its data: nobody else would notice and rebuild it."""
+        self._refusals.tell()
         for partition, state in self._partitions.items():
             if state.next_offset is not None:
                 self._store.save_heads(partition, state.epoch, state.next_offset, {})
@@ -199,13 +159,27 @@ class Windower:
                     break
                 error = self._add(state, batch, one, silent=silent)
             if error is not None and not silent:
-                batch.outgoing.append(self._refuse(record, error))
+                batch.refuse(self._refusals.letter(record, error))
             batch.next_offset = record.offset + 1
+        if not silent:
+            batch.refuse(self._refusals.summary(partition))
+            self._watch(records[: len(records) - len(batch.held)], fitting, refused)
         return batch
 
-    def _add(self, state: _Partition, batch: _Batch, one: _Fitting, *, silent: bool) -> ContractError | None:
+    def _watch(self, done: Sequence[Record], fitting: dict[int, _Fitting], refused: dict[int, ContractError]) -> None:
+        """Let the breaker know how many records of each family kept their contract."""
+        taken = Counter(fitting[record.offset].row.family.name for record in done if record.offset in fitting)
+        broken = Counter(
+            (self._decoder.family_name(record.key), refused[record.offset].reason)
+            for record in done
+            if record.offset in refused
+        )
+        self._breaker.observe(taken, broken)
+
+    def _add(self, state: OwnedPartition, batch: _Batch, one: _Fitting, *, silent: bool) -> ContractError | None:
         try:
-            entity = state.entities.get(one.row.entity) or self._new_entity(state, one)
+            entity = state.entities.get(one.row.entity) or self._new_entity(state, one, silent=silent)
+            batch.touched[entity.name] = entity  # also where the row is refused: the head may remember it
             cuts = entity.head.add(one.slot, one.record.offset)
         except ContractError as error:
             return error
@@ -213,14 +187,16 @@ class Windower:
             self._announce(batch, entity, cuts, one.record, silent=silent)
             entity.follow_head()
         batch.rows[entity.ref].append(one)
-        batch.touched[entity.name] = entity
         return None
 
-    def _announce(self, batch: _Batch, entity: _Entity, cuts: list[Cut], record: Record, *, silent: bool) -> None:
+    def _announce(self, batch: _Batch, entity: OwnedEntity, cuts: list[Cut], record: Record, *, silent: bool) -> None:
         if not silent:
             batch.outgoing += [self._notice(entity, cut, record) for cut in cuts]
-            entity.unscored.extend((cut.ring, cut.end_slot) for cut in cuts)
+            entity.unscored.extend(Unscored(cut.ring, cut.first_slot, cut.end_slot) for cut in cuts)
             self._metrics.notices.inc(len(cuts))
+            if entity.head.jumped:
+                self._metrics.clock_jumps.inc()
+                _log.warning("the clock of an entity jumped", entity=entity.name, slot=entity.head.first_slot)
 
     def _decode(self, records: Sequence[Record]) -> tuple[dict[int, _Fitting], dict[int, ContractError]]:
         """Decode records of one partition; both results are by offset."""
@@ -243,27 +219,27 @@ class Windower:
                     refused[record.offset] = ContractError("range", "values want finite numbers within float32")
         return fitting, refused
 
-    def _new_entity(self, state: _Partition, one: _Fitting) -> _Entity:
-        limit = self._settings.limits.max_entities_per_partition
-        if len(state.entities) >= limit:
-            raise ContractError("entity_limit", f"a partition takes {limit} entities; {one.row.entity!r} is beyond")
+    def _new_entity(self, state: OwnedPartition, one: _Fitting, *, silent: bool) -> OwnedEntity:
+        minute = state.newcomers.take(one.row.entity, one.record.timestamp_ms, silent=silent)
         family = one.row.family
         head = Head(self._geometries[family.name], one.slot)
+        head.taken_minute = minute
         # Of a life whose first row is not in Kafka any more, the ring that unscored windows are read from.
-        known = (ring for ring, end in state.unscored[one.row.entity] if ring <= one.slot <= end)
-        head.ring = head.first_slot = next(known, one.slot)
+        known = (w for w in state.unscored[one.row.entity] if w.first_slot <= one.slot <= w.end_slot)
+        if (window := next(known, None)) is not None:
+            head.ring, head.first_slot = window.ring, window.first_slot
         entity = state.add_entity(one.row.entity, family, head)
         self._observe_entities()
         return entity
 
-    def _has_room(self, state: _Partition, partition: int, one: _Fitting) -> bool:
+    def _has_room(self, state: OwnedPartition, partition: int, one: _Fitting) -> bool:
         entity = state.entities.get(one.row.entity)
         if entity is None or one.slot <= entity.last_slot_with_room:
             return True
         state.forget_scored(self._acks.scored_up_to(partition))
         return one.slot <= entity.last_slot_with_room
 
-    def _notice(self, entity: _Entity, cut: Cut, record: Record) -> Outgoing:
+    def _notice(self, entity: OwnedEntity, cut: Cut, record: Record) -> Outgoing:
         notice = WindowNotice(
             entity=entity.name,
             family=entity.family.name,
@@ -281,13 +257,6 @@ class Windower:
         )
         return Outgoing(self._windows, record.partition, entity.name.encode(), _NOTICE.encode(notice))
 
-    def _refuse(self, record: Record, error: ContractError) -> Outgoing:
-        self._metrics.records_rejected.labels(error.reason).inc()
-        self._metrics.dead_letters.labels(error.reason).inc()
-        if error.reason == "late":
-            self._metrics.late_records.inc()
-        return dead_letter(self._dead_letters, record, error)
-
     def _write(self, partition: int, batch: _Batch) -> None:
         writes = [
             RingWrite(ref, batch.touched[ref.entity].ttl_ms, _writes(ref, rows)) for ref, rows in batch.rows.items()
@@ -301,7 +270,7 @@ class Windower:
             self._store.save_heads(partition, state.epoch, batch.next_offset, heads)
             state.next_offset = batch.next_offset
 
-    def _restore_entities(self, partition: int, state: _Partition, snapshot: Snapshot) -> None:
+    def _restore_entities(self, partition: int, state: OwnedPartition, snapshot: Snapshot) -> None:
         """Rebuild the heads as of the snapshot; rows that a dead process wrote after it are still to come."""
         for name, data in snapshot.heads.items():
             family = self._settings.family_of(name)
@@ -310,6 +279,7 @@ class Windower:
                 continue
             head = Head.from_record(self._geometries[family.name], _HEAD_DECODER.decode(data))
             state.add_entity(name, family, head)
+            state.newcomers.count(head.taken_minute)
         entities = list(state.entities.values())
         indexes = self._store.read_indexes(partition, [entity.ref for entity in entities])
         for entity, (slots, offsets) in zip(entities, indexes, strict=True):
@@ -317,9 +287,9 @@ class Windower:
                 if offset < (snapshot.next_offset or 0):
                     entity.head.restore_row(slot, offset)
 
-    def _restore_unscored(self, partition: int, state: _Partition) -> None:
+    def _restore_unscored(self, partition: int, state: OwnedPartition) -> None:
         for offset, notice in self._acks.outstanding(partition):
-            state.unscored[notice.entity].append((notice.ring, notice.end_slot))
+            state.unscored[notice.entity].append(Unscored(notice.ring, notice.first_slot, notice.end_slot))
             state.announced.append((offset, notice.entity))
         for entity in state.entities.values():
             entity.limit()
@@ -343,7 +313,7 @@ def run_windower(settings: Settings, stop: threading.Event) -> None:
     wait_until(store.check, settings.kafka.reconnect_deadline_s, "Redis", stop.is_set)
     acks = KafkaAcknowledgements(settings)
     try:
-        stage = Windower(settings, store, acks, metrics)
+        stage = Windower(settings, store, acks, metrics, health)
         run_service(settings, Service("windower", TELEMETRY, _BATCH_RECORDS, stage, metrics, health), stop)
     finally:
         acks.close()

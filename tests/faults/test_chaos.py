@@ -59,6 +59,7 @@ def test_the_oracle_agrees_with_the_offline_answer(oracle, offline):
     assert sum(len(b.scores) - b.scores.count(None) for b in offline.blocks) == oracle.scored_rows > 8000
     assert {alert.state for alert in offline.alerts} >= {"firing", "resolved"}
     assert len(offline.dead_letters) > 10
+    assert {one.kind for one in WORKLOAD.records} == {"row", "late", "stray", "broken"}
 
 
 def without(items, index):

@@ -149,6 +149,19 @@ def test_cuts_are_those_of_the_live_fold_and_one_more_for_a_series_that_ended(on
     assert cut_series(GEOMETRY, one)[-1].end_slot >= one.slots[-1]
 
 
+def test_the_first_rows_after_a_silence_beyond_max_jump_are_left_out_as_they_are_live():
+    one = series(seed=6, gaps=[(30, GEOMETRY.max_jump)])
+    refused = np.arange(30, 30 + GEOMETRY.jump_rows - 1)
+    found = score_series(MODEL, one)
+    believing = msgspec.structs.replace(MANIFEST, geometry=msgspec.structs.replace(GEOMETRY, max_jump=10**6))
+    model = Model(Detector(believing, WEIGHTS), MODEL.columns)
+    wanted = score_series(model, one.part(np.delete(np.arange(60), refused)))
+    for name in ("score", "provisional", "pred", "final"):
+        np.testing.assert_array_equal(np.delete(getattr(found, name), refused), getattr(wanted, name))
+    assert np.isnan(found.score[refused]).all()
+    assert np.isnan(found.provisional[refused]).all()
+
+
 def test_the_first_final_scores_are_judged_by_what_training_said_of_the_entity():
     one, model = ALL["plain"], with_decision(learning=0)
     found = score_series(model, one)

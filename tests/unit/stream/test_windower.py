@@ -6,16 +6,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.contracts import DeadLetter, WindowNotice
+from stream.contracts import DeadLetter, DroppedLetters, WindowNotice
 from stream.dead_letters import HEADER
 from stream.errors import FencedError
-from stream.metrics import Metrics
+from stream.metrics import Health, Metrics
 from stream.settings import FamilySettings, LimitSettings, Settings
 from stream.windower import Windower
 from tests.fakes import FIRST_SLOT, Crash, FakeAcknowledgements, InMemoryWindowStore, record, request_of, sample_record
 
 FAMILY = FamilySettings(
-    name="rover", numeric=["a", "b"], commands=["c"], length=8, hop=4, lateness=1, final_delay=4, slack=16
+    name="rover",
+    numeric=["a", "b"],
+    commands=["c"],
+    length=8,
+    hop=4,
+    lateness=1,
+    final_delay=4,
+    slack=16,
+    max_jump=10_000,
+    jump_rows=3,
 )
 SETTINGS = Settings(families=[FAMILY])
 GEOMETRY = FAMILY.geometry
@@ -37,7 +46,7 @@ class World:
 
     def take_over(self):
         """Start a process; one that was there before is dead or fenced."""
-        self.windower = Windower(self.options, self.store, self.acks, self.metrics)
+        self.windower = Windower(self.options, self.store, self.acks, self.metrics, Health(30.0))
         self.position = self.windower.restore(0, self.committed, self.low)
         assert self.low <= self.position <= self.committed
         self.held = []
@@ -111,7 +120,7 @@ class World:
     def rows_of(self, notice):
         """Work out a window from the log: the last row of each slot that was taken before the window was cut."""
         values = np.full(notice.length, np.nan, np.float32)
-        for one in self.telemetry[: notice.trigger_ms + 1]:
+        for one in self.telemetry[notice.source.first_offset : notice.trigger_ms + 1]:  # none of an earlier life
             if one.offset in self.refused or one.key.decode() != notice.entity:
                 continue
             slot = msgspec.json.decode(one.value)["ts"] // 1000
@@ -139,20 +148,24 @@ STEPS = [1] * 8 + [0, -1, 2, -3, 5, GEOMETRY.max_gap, GEOMETRY.max_gap + 1, 60]
 
 @st.composite
 def telemetry(draw, *, repeats=True):
-    """Draw a partition: two entities with gaps, late rows, new lives, slots sent twice, and records that are none."""
-    newest, seen, result = {"e1": 0, "e2": 7}, set(), []
-    steps = st.sampled_from(STEPS)
+    """Draw a partition: two entities with gaps, late rows, new lives, slots sent twice, clocks that jump, and junk."""
+    newest, seen, result = {}, set(), []
+    steps, clocks = st.sampled_from(STEPS), st.sampled_from([None] * 12 + [0, 0, 1, -1])
+    clock = {"e1": 0, "e2": 0}
     for offset in range(draw(st.integers(1, 70))):
-        entity = draw(st.sampled_from(["e1", "e1", "e2", "junk"]))
-        if entity == "junk":
+        who = draw(st.sampled_from(["e1", "e1", "e2", "junk"]))
+        if who == "junk":
             result.append(record(b"{", offset))
             continue
-        slot = newest[entity] + draw(steps)
+        moved = draw(clocks)
+        clock[who] = clock[who] if moved is None else moved
+        entity = who, clock[who]
+        slot = newest.setdefault(entity, clock[who] * 100_000) + draw(steps)
         while not repeats and (entity, slot) in seen:
             slot += 1
         seen.add((entity, slot))
         newest[entity] = max(newest[entity], slot)
-        result.append(row(slot, offset, entity))
+        result.append(row(slot, offset, who))
     return result
 
 
@@ -210,7 +223,9 @@ def test_every_record_is_in_a_window_or_a_dead_letter(log):
         covered = [
             n
             for n in world.notices
-            if n.entity == entity and max(n.first_slot, n.end_slot - n.new_slots + 1) <= slot <= n.end_slot
+            if n.entity == entity
+            and max(n.first_slot, n.end_slot - n.new_slots + 1) <= slot <= n.end_slot
+            and n.source.first_offset <= one.offset <= n.source.last_offset  # and not of another life
         ]
         assert len(covered) == 1 or slot > heads[entity].head.emitted_end
 
@@ -220,7 +235,7 @@ def test_refused_records_are_those_that_break_the_contract_or_come_late(log):
     world = World(log).finish()
     reasons = {one.offset: world.refused.get(one.offset) for one in log}
     assert all((reason == "malformed") == (log[offset].value == b"{") for offset, reason in reasons.items())
-    assert set(reasons.values()) <= {None, "malformed", "late"}
+    assert set(reasons.values()) <= {None, "malformed", "late", "clock_jump"}
 
 
 def test_a_windower_that_dies_between_write_and_commit_has_announced_nothing():
@@ -344,6 +359,33 @@ def test_after_a_long_silence_a_new_life_has_a_ring_of_its_own():
     assert world.notices[-1].rows == 4
 
 
+BOOT = -1_000_000
+BOOTS = rows(*range(9), *range(BOOT, BOOT + 11), *range(20, 30), *range(BOOT, BOOT + 11, 2), *range(30, 45))
+
+
+@given(PLANS)
+def test_a_clock_that_is_reset_to_the_same_slot_again_never_meets_the_rows_of_the_time_before(plan):
+    """rows      0 . . 8 | boot . . . . | 20 . . 29 | boot, every second slot | 30 . . 44
+
+    Each of the first two rows of a jump is a dead letter, the third begins a life in a ring of its own.
+    """
+    world = run(BOOTS, plan)
+    assert world.published == World(BOOTS).finish().published
+    assert set(world.refused.values()) == {"clock_jump"}
+    assert sorted(world.refused) == [9, 10, 20, 21, 30, 31, 36, 37]
+    lives = [(n.ring, n.first_slot - BASE) for n in world.notices]
+    assert {slot for _, slot in lives} == {0, BOOT + 2, 22, BOOT + 4, 32}
+    assert len(set(lives)) == len({ring for ring, _ in lives})
+
+
+def test_jumps_of_a_clock_are_counted_once():
+    world = World(BOOTS)
+    world.step(15)
+    world.step(5, crash="save_heads")
+    world.finish()
+    assert world.metrics.registry.get_sample_value("telltale_clock_jumps_total") == 4
+
+
 def test_a_notice_says_where_its_rows_stand_and_when_it_became_ready():
     log = [record(b"{", 0), *rows(0, 1, 3, 2, 4, first_offset=1)]
     world = World(log).finish()
@@ -400,6 +442,83 @@ def test_entities_beyond_the_limit_are_refused_and_known_ones_stay():
     assert world.finish().refused == {2: "entity_limit", 5: "entity_limit"}
 
 
+NEWCOMERS = SETTINGS.model_copy(update={"limits": LimitSettings(new_entities_per_minute=2)})
+
+
+@st.composite
+def crowds(draw):
+    """Draw rows of many entities over some minutes of the log's time, not quite in order of time."""
+    slots = Counter()
+    result = []
+    for offset in range(draw(st.integers(1, 60))):
+        entity = f"e{draw(st.integers(0, 11))}"
+        slots[entity] += 1
+        at = max(0, 8000 * offset + draw(st.integers(-30_000, 30_000)))
+        result.append(row(slots[entity], offset, entity)._replace(timestamp_ms=at))
+    return result
+
+
+@given(crowds(), PLANS)
+def test_a_replay_takes_the_same_newcomers(log, plan):
+    world, whole = World(log, options=NEWCOMERS), World(log, options=NEWCOMERS).finish()
+    for size, fault, scored in plan:
+        world.step(size, crash=fault)
+        world.acks.score(0, scored)
+    assert world.finish().published == whole.published
+    taken = {one.key: one.timestamp_ms // 60_000 for one in reversed(log) if one.offset not in whole.refused}
+    assert set(whole.refused.values()) <= {"new_entities"}
+    assert max(Counter(taken.values()).values()) <= 2
+
+
+@given(crowds())
+def test_a_minute_has_room_for_no_newcomer_that_it_refuses_and_always_for_those_known(log):
+    refused = World(log, options=NEWCOMERS).finish().refused
+    taken, known = Counter(), set()
+    for one in log:
+        minute = one.timestamp_ms // 60_000
+        expected = one.key not in known and taken[minute] == 2
+        assert (one.offset in refused) == expected
+        if not expected and one.key not in known:
+            known.add(one.key)
+            taken[minute] += 1
+
+
+def test_entities_that_only_look_new_because_the_log_lost_its_beginning_are_rebuilt():
+    """rows      a b | c d e a b c d e: retention took the first two, each of the others came in a minute of its own"""
+    names = "abcde"
+    old = [row(0, i, name)._replace(timestamp_ms=i * 60_000) for i, name in enumerate(names)]
+    log = old + [row(1, 5 + i, name)._replace(timestamp_ms=300_000) for i, name in enumerate(names)]
+    world = World(log, options=NEWCOMERS).finish()
+    world.store.wipe()
+    world.low = 5
+    world.take_over()
+    world.telemetry = [*log, row(2, 10, "a"), row(0, 11, "f")._replace(timestamp_ms=300_000)]
+    world.step(100)
+    assert set(world.windower._partitions[0].entities) == set(names)
+    world.finish()
+    assert world.refused == {11: "new_entities"}
+
+
+def test_a_flood_of_refused_records_is_told_together_and_no_record_is_left_out():
+    """Per reason: junk has used up its budget when a late row comes, which has its own letter."""
+    options = SETTINGS.model_copy(update={"limits": LimitSettings(dead_letters_per_s=0.2)})
+    junk = [record(b"{", 5 + i) for i in range(300)]
+    log = [*rows(*range(5)), *junk, row(0, 305), *rows(*range(5, 9), first_offset=306)]
+    world = World(log, options=options)
+    world.step(1000)
+    letters = [m for m in world.published if m.topic == "dead-letters"]
+    headers = [msgspec.json.decode(dict(m.headers)[HEADER], type=DeadLetter) for m in letters]
+    (summary,) = (m for m, h in zip(letters, headers, strict=True) if h.reason == "dropped")
+    dropped = msgspec.json.decode(summary.value, type=DroppedLetters)
+    own = Counter(h.reason for h in headers)
+    assert own == {"malformed": 2, "late": 1, "dropped": 1}
+    assert (dropped.reasons, dropped.first_offset, dropped.last_offset) == ({"malformed": 298}, 7, 304)
+    sample = world.metrics.registry.get_sample_value
+    assert sample("telltale_records_rejected_total", {"reason": "malformed"}) == 300
+    assert sample("telltale_dead_letters_dropped_total", {"reason": "malformed"}) == 298
+    assert world.notices == World(log).finish().notices
+
+
 def test_entities_of_a_family_that_is_no_longer_declared_are_dropped():
     world = World(rows(0, 1, 2)).finish()
     other = FAMILY.model_copy(update={"name": "probe", "entities": "p-*"})
@@ -410,7 +529,7 @@ def test_entities_of_a_family_that_is_no_longer_declared_are_dropped():
 
 def test_partitions_are_independent():
     store, acks = InMemoryWindowStore(), FakeAcknowledgements()
-    windower = Windower(SETTINGS, store, acks, Metrics())
+    windower = Windower(SETTINGS, store, acks, Metrics(), Health(30.0))
     for partition in (0, 1):
         windower.restore(partition, 0, 0)
     mixed = [r._replace(partition=p) for r in rows(*range(5)) for p in (1, 0)]
