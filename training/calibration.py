@@ -70,7 +70,7 @@ def calibrate(
 
     Residual scales come from all training rows. Moments of scores come from held-out rows where they are many enough
     for the smoothing size, else from all rows. What an unseen entity may expect is measured by showing windows of all
-    entities under no entity's name. alarms_per_week: budget of false alarms an entity, see `threshold.budget_sigmas`;
+    entities under no entity's name. alarms_per_week: budget of false alarms an entity, see `detector.floor`;
     without it, thresholds are the default numbers of sigmas.
     """
     draft = _draft(trained)

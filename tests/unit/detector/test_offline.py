@@ -18,13 +18,13 @@ MANIFEST, WEIGHTS = untrained(geometry=GEOMETRY, scoring=ScoringConfig(smoothing
 # Few slots to learn from, so that short series are judged too.
 MANIFEST = msgspec.structs.replace(MANIFEST, decision=DecisionConfig(final_sigmas=0.1, learning=12, adapt_after=10))
 # One alarm in so few slots that the floor lies about the scores of these series, and follows them.
-PEAKS = Peaks(-1.0, 100.0, Moments(10.0, 0.5, 0.25))
+PEAKS = Peaks(0.0, 100.0, Moments(10.0, 0.5, 0.25))
 BUDGETED = msgspec.structs.replace(
     MANIFEST,
     decision=msgspec.structs.replace(
         MANIFEST.decision,
         resolve_after=2,
-        budget=AlarmBudget(alarms_per_week=2 * 7 * 24 * 3600 / 15, provisional=PEAKS, final=PEAKS),
+        budget=AlarmBudget(alarms_per_week=2 * 7 * 24 * 3600 / 40, provisional=PEAKS, final=PEAKS),
     ),
 )
 MODEL = Model(Detector(MANIFEST, WEIGHTS), np.arange(len(MANIFEST.channels)))
@@ -105,6 +105,16 @@ def test_verdicts_and_thresholds_are_those_of_the_live_blocks(one, manifest):
     scored = ~np.isnan(found.score)
     np.testing.assert_array_equal(np.isnan(found.threshold), ~scored)
     assert (found.score[found.pred] > found.threshold[found.pred]).all()
+
+
+def test_a_budget_raises_thresholds_and_takes_verdicts_away():
+    one = ALL["plain"]
+    model = Model(Detector(BUDGETED, WEIGHTS), np.arange(len(BUDGETED.channels)))
+    found, without = score_series(model, one), score_series(MODEL, one)
+    known = ~np.isnan(found.threshold)
+    assert (found.threshold[known] >= without.threshold[known]).all()
+    assert found.pred.sum() < without.pred.sum()
+    np.testing.assert_array_equal(found.score, without.score)
 
 
 @each_series
