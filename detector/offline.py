@@ -41,16 +41,19 @@ class Series(Protocol):
 class SeriesScores(NamedTuple):
     """Scores of the rows of one entity, (n,) each; score and p_value are NaN for a row that can't be scored.
 
-    provisional: the score known at once. final: whether `score` had all the later slots it waits for; the last rows
-    of a series have the score of what there is. residual, expected: (n, C) of the numeric channels, of the window that
-    gave `score`, None unless asked for; residual is over scale, NaN where a value is missing, expected in raw units.
+    threshold: what `score` was judged by, NaN where it is. provisional: the score known at once. final: whether `score`
+    had all the later slots it waits for; the last rows of a series have the score of what there is. residual, expected:
+    (n, C) of the numeric channels, of the window that gave `score`, None unless asked for; residual is over scale, NaN
+    where a value is missing, expected in raw units.
     """
 
     entity: str
     score: NDArray[np.float64]
     p_value: NDArray[np.float64]
     pred: NDArray[np.bool_]
+    threshold: NDArray[np.float64]
     provisional: NDArray[np.float64]
+    provisional_pred: NDArray[np.bool_]
     final: NDArray[np.bool_]
     residual: NDArray[np.float32] | None = None
     expected: NDArray[np.float32] | None = None
@@ -135,7 +138,7 @@ def _empty(series: Series, channels: int | None) -> SeriesScores:
     rows = len(series.slots)
     nan = np.full(rows, np.nan)
     no = np.zeros(rows, dtype=bool)
-    scores = SeriesScores(series.entity, nan, nan.copy(), no, nan.copy(), no.copy())
+    scores = SeriesScores(series.entity, nan, nan.copy(), no, nan.copy(), nan.copy(), no.copy(), no.copy())
     if channels is None:
         return scores
     wide = np.full((rows, channels), np.nan, dtype=np.float32)
@@ -154,12 +157,15 @@ def _put(result: SeriesScores, series: Series, block: ScoreBlock, *, known: bool
     """Enter a block's scores into the rows they belong to. known: whether a final score has all it waits for."""
     row, present = _rows(series, block)
     scores = np.array(block.scores, dtype=np.float64)[present]
+    preds = np.array(block.preds)[present]
     if block.stage == "provisional":
         result.provisional[row] = scores
+        result.provisional_pred[row] = preds
         return
     result.score[row] = scores
     result.p_value[row] = np.array(block.p_values, dtype=np.float64)[present]
-    result.pred[row] = np.array(block.preds)[present]
+    result.pred[row] = preds
+    result.threshold[row] = np.where(np.isnan(scores), np.nan, block.threshold)
     result.final[row] = known
 
 

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.decision import initial_moments
+from detector.decision import initial_moments, sigmas_in_force
 from detector.engine import WindowBatch
+from detector.floor import Floor, floor_rule, follow_floor
 from detector.levels import Level, follow_level
 from detector.models import Model
 from stream.contracts import Alert, ScoreBlock
@@ -236,6 +237,7 @@ class Oracle:
         """Fold the published scores again: every threshold must follow from the scores published before it."""
         manifest = self._model.manifest
         levels: dict[tuple[str, str], Level] = {}
+        floors: dict[tuple[str, str], Floor | None] = {}
         for block in blocks:
             rule = manifest.decision
             start = initial_moments(manifest, self._model.calibration(block.entity))
@@ -243,13 +245,18 @@ class Oracle:
             level = levels.get((block.entity, block.stage)) or Level(
                 start.provisional if provisional else start.final, start.provisional_stretch
             )
-            sigmas = rule.provisional_sigmas if provisional else rule.final_sigmas
+            key, peaks = (block.entity, block.stage), floor_rule(manifest, block.stage)
+            floor = floors.get(key, start.provisional_floor if provisional else start.final_floor)
+            sigmas = sigmas_in_force(manifest, block.stage, floor)
             threshold = level.moments.mean + sigmas * level.moments.deviation
             if abs(block.threshold - threshold) > 1e-3 * max(1.0, abs(threshold)):
                 at = f"{block.entity} {block.stage} from slot {block.start_slot}"
                 difference.note("wrong", f"threshold of {at}: {block.threshold}, wanted {threshold}")
             scores = np.array([np.nan if s is None else s for s in block.scores])
-            levels[block.entity, block.stage] = follow_level(level, scores, rule, alarmed=any(block.preds))
+            levels[key] = follow_level(level, scores, rule, alarmed=any(block.preds))
+            if peaks is not None and floor is not None and not block.learning:
+                z = (scores - level.moments.mean) / max(level.moments.deviation, 1e-9)
+                floors[key] = follow_floor(floor, z, sigmas, peaks)
 
 
 def _compare_rows(
