@@ -105,18 +105,21 @@ class TransactionalLoop:
         self._paused: set[int] = set()
         self._lag_observed = 0.0
         self._checked = 0.0
-        self._committed_at = 0.0
+        self._worked_at = 0.0
         self._stable_offsets = StableOffsets(kafka, config.topic, metrics, health)
 
     def run(self, stopping: Callable[[], bool]) -> None:
-        """Loop until `stopping()`; raise TransientError if nothing works for the whole deadline."""
+        """Loop until `stopping()`; raise TransientError if nothing works for the whole deadline.
+
+        Records replayed, committed or held for want of room are work; so a long rebuild is no failure.
+        """
         failing_since: float | None = None
         while not stopping():
             started = time.monotonic()
             try:
                 self._run_connected(stopping)
             except TransientError as error:
-                if self._committed_at > started or time.monotonic() - started > self._kafka.reconnect_deadline_s:
+                if self._worked_at > started or time.monotonic() - started > self._kafka.reconnect_deadline_s:
                     failing_since = None
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > self._kafka.reconnect_deadline_s:
@@ -160,6 +163,7 @@ class TransactionalLoop:
             self._commit(consumer, producer, progress)
             self._owned.update(progress.next_offsets)
         elif progress.held:
+            self._worked_at = time.monotonic()
             time.sleep(POLL_S)
 
     def _consume(self, consumer: Consumer) -> list[Record]:
@@ -182,6 +186,7 @@ class TransactionalLoop:
             old = [r for r in records if r.partition == partition and r.offset < self._owned[partition]]
             if old:
                 self._stage.replay(partition, old)
+                self._worked_at = time.monotonic()
         return [record for record in records if record.offset >= self._owned[record.partition]]
 
     def _commit(self, consumer: Consumer, producer: Producer, progress: Progress) -> None:
@@ -205,7 +210,7 @@ class TransactionalLoop:
             except TransientError:
                 self._metrics.txn_aborts.inc()
                 raise
-        self._committed_at = time.monotonic()
+        self._worked_at = time.monotonic()
         self._stage.committed(delivered)
 
     def _failure(self, error: KafkaError, doing: str) -> TelltaleError:

@@ -286,6 +286,32 @@ def test_failures_between_which_something_is_committed_never_end_the_loop(world,
     assert world.broker.consumers > 50
 
 
+def away(consumer):
+    raise TransientError("Redis is away")
+
+
+def test_failures_between_which_records_are_replayed_never_end_the_loop(world, monkeypatch):
+    """As when a long rebuild is interrupted again and again."""
+    clock = iter(range(100_000))
+    monkeypatch.setattr("stream.loop.time.monotonic", lambda: next(clock) * 0.01)
+    world.broker.committed, world.stage.start_at = {0: 1000}, {0: 0}
+    for number in range(100):
+        world.broker.queue += [[(0, number)], away]
+    run(world)
+    assert world.stage.replayed == [(0, number) for number in range(100)]
+
+
+def test_failures_between_which_records_wait_for_room_never_end_the_loop(world, monkeypatch):
+    """As when the worker is slow: a windower that waits for it works."""
+    clock = iter(range(100_000))
+    monkeypatch.setattr("stream.loop.time.monotonic", lambda: next(clock) * 0.01)
+    world.stage.hold = {(0, 0)}
+    for _ in range(100):
+        world.broker.queue += [[(0, 0)], away]
+    run(world)
+    assert world.broker.consumers > 50
+
+
 def test_records_below_the_committed_offset_are_replayed_silently(world):
     """start 3 | committed 5: 3 and 4 have been published, 5 has not"""
     world.broker.committed = {0: 5}
