@@ -294,7 +294,7 @@ def test_failures_between_which_records_are_replayed_never_end_the_loop(world, m
     """As when a long rebuild is interrupted again and again."""
     clock = iter(range(100_000))
     monkeypatch.setattr("stream.loop.time.monotonic", lambda: next(clock) * 0.01)
-    world.broker.committed, world.stage.start_at = {0: 1000}, {0: 0}
+    world.broker.committed, world.broker.ends[0], world.stage.start_at = {0: 100}, 100, {0: 0}
     for number in range(100):
         world.broker.queue += [[(0, number)], away]
     run(world)
