@@ -10,7 +10,7 @@ TORCH_BACKEND ?=
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements/torch.txt)
 
-.PHONY: help setup check test chaos faults soak demo paper results lock clean
+.PHONY: help setup check test chaos faults soak fuzz demo paper results lock clean
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
@@ -48,6 +48,14 @@ faults: setup ## The faults that take too long for `make test`, half an hour in 
 soak: setup ## MINUTES=n of load at 70 % with faults at random: nothing differs, nothing grows; JSON=out.json.
 	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),60) $(if $(JSON),--json "$(JSON)") $(ARGS)
 
+fuzz: $(VENV)/.fuzz ## MINUTES=n of bytes made up by coverage for everything that decodes bytes; ARGS="--only NAME …".
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
+
+# Not part of setup: the fuzzer has wheels for Linux only.
+$(VENV)/.fuzz: $(VENV)/.installed requirements/fuzz.txt
+	$(UV) --require-hashes -r requirements/fuzz.txt
+	@touch $@
+
 demo: setup ## Run the product live on this machine; options in ARGS="…".
 	$(BIN)/telltale demo $(ARGS)
 
@@ -60,7 +68,7 @@ results: setup ## Measure detector and opponents on the data in TELLTALE_DATA, t
 	$(BIN)/python -m benchmarks.quality --data "$(TELLTALE_DATA)" --minutes 15 --out results.json $(ARGS)
 
 lock: setup ## Compile requirements/*.in to pinned files with hashes.
-	cd requirements && for name in stream torch detector dev bootstrap; do \
+	cd requirements && for name in stream torch detector dev fuzz bootstrap; do \
 		../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url $$name.in -o $$name.txt || exit 1; \
 	done
 

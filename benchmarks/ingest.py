@@ -6,7 +6,7 @@ sets in and the windower alone is measured.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from stream.logs import configure_logging
 from stream.topics import TELEMETRY
 from stream.windower import run_windower
 
+_AT_LEAST_ONCE = "benchmarks.at_least_once"
 _LIMIT_S = 120.0
 _POLL_S = 0.02
 _PARTS = {
@@ -55,7 +56,8 @@ class IngestReport(msgspec.Struct, frozen=True, kw_only=True):
 
     samples_per_s: rows by wall time, from the first commit seen to the last. samples_per_s_per_core: the same rows by
     CPU seconds of all the windower's threads. commit_ms: of a whole transaction. memory_mib: peak. time_shares: of
-    the main thread, from one more run in process.
+    the main thread, from one more run in process. exactly_once_cost: how many times as fast, by wall time, the same job
+    runs without transactions (`benchmarks/at_least_once.py`); every run has its counterpart right after it.
     """
 
     samples_per_s: float
@@ -63,6 +65,9 @@ class IngestReport(msgspec.Struct, frozen=True, kw_only=True):
     commit_ms_p50: float
     commit_ms_p99: float
     memory_mib: float
+    exactly_once_cost: float
+    exactly_once_cost_per_core: float
+    at_least_once_samples_per_s: float
     entities: int
     channels: int
     rows: int
@@ -84,25 +89,48 @@ class _Run(NamedTuple):
     memory_mib: float
 
 
+class _Costs(NamedTuple):
+    exactly_once_cost: float
+    exactly_once_cost_per_core: float
+    at_least_once_samples_per_s: float
+
+
 def run(console: Console, load: Load | None = None) -> IngestReport:
     """Measure, print and return the windower's figures."""
     load, view = load or Load(), DemoView(console)
     configure_logging("warning")
     machine = describe_machine()
     runs: list[_Run] = []
+    costs: list[_Costs] = []
     with unwinding_on_sigterm(), running_servers(view) as servers:
         for number in range(load.runs):
             with view.step(f"run {number + 1} of {load.runs}") as step, _filled(servers, load) as rig:
                 runs.append(_measure(rig, load))
                 step.done(f"{runs[-1].samples_per_s:,.0f} samples/s, {runs[-1].samples_per_s_per_core:,.0f} a core")
+            with view.step("the same at least once") as step, _filled(servers, load) as rig:
+                costs.append(_costs(runs[-1], _measure(rig, load, _AT_LEAST_ONCE)))
+                step.done(f"{costs[-1].exactly_once_cost:.2f} times as fast")
         with view.step("where the time goes") as step, _filled(servers, load) as rig:
             shares = _profile(rig, load)
             step.done(", ".join(f"{part} {share:.0%}" for part, share in shares.items()))
-    return _report(load, runs, shares, servers, machine)
+    return _report(load, _spreads(runs) | _spreads(costs), shares, servers, machine)
 
 
-def _report(load: Load, runs: list[_Run], shares: dict[str, float], servers: Servers, machine: Machine) -> IngestReport:
-    spreads = {name: spread([getattr(run, name) for run in runs], 2) for name in _Run._fields}
+def _spreads(runs: Sequence[_Run] | Sequence[_Costs]) -> dict[str, Spread]:
+    return {name: spread([getattr(run, name) for run in runs], 2) for name in runs[0]._fields}
+
+
+def _costs(once: _Run, at_least_once: _Run) -> _Costs:
+    return _Costs(
+        at_least_once.samples_per_s / once.samples_per_s,
+        at_least_once.samples_per_s_per_core / once.samples_per_s_per_core,
+        at_least_once.samples_per_s,
+    )
+
+
+def _report(
+    load: Load, spreads: dict[str, Spread], shares: dict[str, float], servers: Servers, machine: Machine
+) -> IngestReport:
     return IngestReport(
         **{name: one.median for name, one in spreads.items()},
         entities=load.entities,
@@ -138,9 +166,9 @@ def _filled(servers: Servers, load: Load) -> Iterator[Rig]:
         yield rig
 
 
-def _measure(rig: Rig, load: Load) -> _Run:
+def _measure(rig: Rig, load: Load, module: str = "telltale") -> _Run:
     total = load.entities * load.rows
-    with rig.follow("windower", TELEMETRY) as done, rig.serve("windower") as windower:
+    with rig.follow("windower", TELEMETRY) as done, rig.serve("windower", module=module) as windower:
         windower.wait_until(lambda: done() > 0, _LIMIT_S, "to begin", _POLL_S)
         rows, wall, cpu = done(), time.perf_counter(), windower.watch.cpu_s()
         windower.wait_until(lambda: done() >= total, _LIMIT_S, "to take all rows", _POLL_S)

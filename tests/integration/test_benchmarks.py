@@ -45,6 +45,9 @@ def test_ingest_reports_all_its_figures(console):
     assert report["samples_per_s"] == report["spreads"]["samples_per_s"]["median"]
     assert report["samples_per_s_per_core"] == report["spreads"]["samples_per_s_per_core"]["median"]
     assert 0 < report["commit_ms_p50"] <= report["commit_ms_p99"]
+    ratio = report["at_least_once_samples_per_s"] / report["samples_per_s"]
+    assert report["exactly_once_cost"] == pytest.approx(ratio, abs=0.02)
+    assert report["exactly_once_cost_per_core"] > 0
     assert report["memory_mib"] > 1
     assert (report["entities"], report["channels"], report["rows"]) == (16, 25, 16 * 4096)
     assert sum(report["time_shares"].values()) == pytest.approx(1, abs=0.02)
