@@ -6,28 +6,28 @@ starts at R, at or below the committed offset C, applies records silently up to 
 """
 
 import threading
+from bisect import bisect_left, bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from itertools import groupby
-from operator import attrgetter
+from itertools import groupby, pairwise
+from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from stream.acknowledgements import Acknowledgements, KafkaAcknowledgements
 from stream.contracts import SourceRange, WindowNotice
 from stream.dead_letters import dead_letter
-from stream.decoding import Row, SampleDecoder, to_float32
+from stream.decoding import SampleDecoder
 from stream.errors import ContractError, UsageError
-from stream.grid import slot_of
 from stream.heads import Cut, Head, HeadRecord
 from stream.kafka import Outgoing, Record, wait_until
 from stream.loop import Progress
 from stream.metrics import Health, Metrics
-from stream.ring import Layout, Write
+from stream.ring import Layout, PackedRows
+from stream.rows import FamilyRows, decode_records
 from stream.service import Service, run_service
 from stream.settings import FamilySettings, Settings
 from stream.topics import DEAD_LETTERS, TELEMETRY, WINDOWS, topic_name
@@ -42,13 +42,14 @@ _HEAD = msgspec.msgpack.Encoder()
 _HEAD_DECODER = msgspec.msgpack.Decoder(HeadRecord)
 
 
-class _Fitting(NamedTuple):
-    """A record that kept its contract."""
+class _Place(NamedTuple):
+    """Where a row of a record stands: in its family's arrays, at `at`."""
 
-    record: Record
-    row: Row
+    rows: FamilyRows
+    at: int
+    entity: str
     slot: int
-    values: NDArray[np.float32]
+    offset: int
 
 
 class _Entity:
@@ -63,17 +64,28 @@ class _Entity:
         self.last_slot_with_room = 0.0
         self._layout = Layout(self.geometry.capacity, len(family.channels))
         self.ref = RingRef(name, head.ring, self._layout)
+        # How long an idle ring is kept.
+        self.ttl_ms = max(_RING_KEPT_MS, 2 * self.geometry.capacity * family.interval_ms)
         self.limit()
-
-    @property
-    def ttl_ms(self) -> int:
-        """How long an idle ring is kept."""
-        return max(_RING_KEPT_MS, 2 * self.geometry.capacity * self.family.interval_ms)
 
     def follow_head(self) -> None:
         """Name the ring of the present life, and work out which row may come."""
-        self.ref = RingRef(self.name, self.head.ring, self._layout)
+        if self.ref.ring != self.head.ring:
+            self.ref = RingRef(self.name, self.head.ring, self._layout)
         self.limit()
+
+    def surely_takes(self, oldest: int, newest: int) -> bool:
+        """Say whether rows between two slots stay in this life and find room, in whatever order, each by itself.
+
+        A window that is cut on the way leaves room up to `slack` slots behind its end.
+        """
+        head, geometry = self.head, self.geometry
+        first_end = head.emitted_end + geometry.hop
+        return (
+            head.emitted_end < oldest
+            and newest <= head.max_slot + geometry.max_gap
+            and newest <= min(self.last_slot_with_room, first_end + geometry.slack)
+        )
 
     def limit(self) -> None:
         """Work out which row may come: none may take the place of one that an unscored window of its ring needs."""
@@ -90,6 +102,7 @@ class _Partition:
         self.entities: dict[str, _Entity] = {}
         self.unscored: dict[str, deque[tuple[int, int]]] = defaultdict(deque)
         self.announced: deque[tuple[int, str]] = deque()  # offset in `windows` and entity
+        self.waiting: _Batch | None = None  # records that were held
 
     def add_entity(self, name: str, family: FamilySettings, head: Head) -> _Entity:
         entity = self.entities[name] = _Entity(name, family, head, self.unscored[name])
@@ -103,15 +116,64 @@ class _Partition:
                 self.entities[name].limit()
 
 
-class _Batch:
-    """What one batch does to one partition: rows to write, messages to produce, and where it had to stop."""
+class _Stretch:
+    """Rows that stand together in their family's arrays and go into one ring: from `first` up to `end`."""
 
-    def __init__(self) -> None:
-        self.rows: dict[RingRef, list[_Fitting]] = defaultdict(list)
+    __slots__ = ("end", "entity", "first", "ref", "rows")
+
+    def __init__(self, entity: _Entity, rows: FamilyRows, first: int, end: int) -> None:
+        self.entity, self.rows, self.first, self.end = entity, rows, first, end
+        self.ref = entity.ref
+
+
+class _Batch:
+    """What one batch does to one partition: rows to write, messages to produce, and where it had to stop.
+
+    places: of each record's row, None where the record is refused; made for batches that are folded in order only.
+    done: how many records, from the first one on, are taken or refused; the others are held.
+    """
+
+    def __init__(self, records: Sequence[Record], refused: dict[int, ContractError]) -> None:
+        self.records = records
+        self.refused = refused
+        self.places: list[_Place | None] = []
+        self.done = len(records)
+        self.stretches: list[_Stretch] = []
         self.touched: dict[str, _Entity] = {}
-        self.outgoing: list[Outgoing] = []
-        self.next_offset: int | None = None
-        self.held: list[Record] = []
+        self._latest: dict[str, _Stretch] = {}
+        self._told: list[tuple[int, Outgoing]] = []  # with the index of the record that it is told after
+
+    @property
+    def next_offset(self) -> int | None:
+        return self.records[self.done - 1].offset + 1 if self.done else None
+
+    @property
+    def held(self) -> Sequence[Record]:
+        return self.records[self.done :]
+
+    @property
+    def outgoing(self) -> list[Outgoing]:
+        """In the order of the records they come from."""
+        return [message for _, message in sorted(self._told, key=itemgetter(0))]
+
+    def tell(self, index: int, message: Outgoing) -> None:
+        self._told.append((index, message))
+
+    def put(self, entity: _Entity, rows: FamilyRows, first: int, end: int) -> None:
+        """Take rows to be written; those that follow each other stay together."""
+        latest = self._latest.get(entity.name)
+        if latest is not None and latest.ref is entity.ref and latest.rows is rows and latest.end == first:
+            latest.end = end
+            return
+        self.touched[entity.name] = entity
+        self._latest[entity.name] = stretch = _Stretch(entity, rows, first, end)
+        self.stretches.append(stretch)
+
+    def rest(self) -> "_Batch":
+        """Return what is held, decoded as it is."""
+        rest = _Batch(self.held, {index - self.done: e for index, e in self.refused.items() if index >= self.done})
+        rest.places = self.places[self.done :]
+        return rest
 
 
 class Windower:
@@ -188,76 +250,85 @@ class Windower:
     def _apply(self, partition: int, records: Sequence[Record], *, silent: bool) -> _Batch:
         """Fold records into heads up to the first one whose place in its ring is still needed."""
         state = self._partitions[partition]
-        batch = _Batch()
-        fitting, refused = self._decode(records)
-        for index, record in enumerate(records):
-            error = refused.get(record.offset)
-            if error is None:
-                one = fitting[record.offset]
-                if not silent and not self._has_room(state, partition, one):
-                    batch.held = list(records[index:])
-                    break
-                error = self._add(state, batch, one, silent=silent)
-            if error is not None and not silent:
-                batch.outgoing.append(self._refuse(record, error))
-            batch.next_offset = record.offset + 1
+        batch, state.waiting = state.waiting, None
+        if batch is None or batch.records != records:
+            families, refused = decode_records(self._decoder, records)
+            batch = _Batch(records, refused)
+            if all(_surely_fits(state, rows) for rows in families):
+                for rows in families:
+                    self._fold_by_entity(state, batch, rows, silent=silent)
+            else:
+                batch.places = _places(families, len(records))
+                self._fold_in_order(partition, batch, silent=silent)
+        else:
+            self._fold_in_order(partition, batch, silent=silent)
+        if batch.held:
+            state.waiting = batch.rest()
+        if not silent:
+            for index, error in batch.refused.items():
+                if index < batch.done:
+                    batch.tell(index, self._refuse(records[index], error))
         return batch
 
-    def _add(self, state: _Partition, batch: _Batch, one: _Fitting, *, silent: bool) -> ContractError | None:
-        try:
-            entity = state.entities.get(one.row.entity) or self._new_entity(state, one)
-            cuts = entity.head.add(one.slot, one.record.offset)
-        except ContractError as error:
-            return error
-        if cuts or entity.head.ring != entity.ref.ring:
-            self._announce(batch, entity, cuts, one.record, silent=silent)
-            entity.follow_head()
-        batch.rows[entity.ref].append(one)
-        batch.touched[entity.name] = entity
-        return None
+    def _fold_by_entity(self, state: _Partition, batch: _Batch, rows: FamilyRows, *, silent: bool) -> None:
+        """Fold rows of which none can have to wait: whatever the order of entities, it comes out the same."""
+        slots, offsets, records = rows.slots.tolist(), rows.offsets.tolist(), rows.records.tolist()
+        descents = (np.flatnonzero(np.diff(rows.slots) <= 0) + 1).tolist()
+        for name, (first, end) in zip(rows.entities, pairwise(rows.bounds), strict=True):
+            entity = state.entities[name]
+            if entity.head.max_slot < slots[first] and bisect_right(descents, first) == bisect_left(descents, end):
+                for at, cuts in entity.head.add_run(slots[first:end], offsets[first:end]):
+                    self._announce(batch, entity, cuts, records[first + at], silent=silent)
+                batch.put(entity, rows, first, end)
+            else:
+                for at in range(first, end):
+                    self._add(state, batch, records[at], _Place(rows, at, name, slots[at], offsets[at]), silent=silent)
 
-    def _announce(self, batch: _Batch, entity: _Entity, cuts: list[Cut], record: Record, *, silent: bool) -> None:
+    def _fold_in_order(self, partition: int, batch: _Batch, *, silent: bool) -> None:
+        """Fold row by row, up to the first one that has to wait for the worker."""
+        state = self._partitions[partition]
+        for index, place in enumerate(batch.places):
+            if place is not None:
+                if not silent and not self._has_room(state, partition, place):
+                    batch.done = index
+                    return
+                self._add(state, batch, index, place, silent=silent)
+
+    def _add(self, state: _Partition, batch: _Batch, index: int, place: _Place, *, silent: bool) -> None:
+        try:
+            entity = state.entities.get(place.entity) or self._new_entity(state, place)
+            cuts = entity.head.add(place.slot, place.offset)
+        except ContractError as error:
+            batch.refused[index] = error
+            return
+        if cuts or entity.head.ring != entity.ref.ring:
+            self._announce(batch, entity, cuts, index, silent=silent)
+        batch.put(entity, place.rows, place.at, place.at + 1)
+
+    def _announce(self, batch: _Batch, entity: _Entity, cuts: list[Cut], index: int, *, silent: bool) -> None:
+        """Announce the windows that the row of a record made final."""
         if not silent:
-            batch.outgoing += [self._notice(entity, cut, record) for cut in cuts]
+            for cut in cuts:
+                batch.tell(index, self._notice(entity, cut, batch.records[index]))
             entity.unscored.extend((cut.ring, cut.end_slot) for cut in cuts)
             self._metrics.notices.inc(len(cuts))
+        entity.follow_head()
 
-    def _decode(self, records: Sequence[Record]) -> tuple[dict[int, _Fitting], dict[int, ContractError]]:
-        """Decode records of one partition; both results are by offset."""
-        refused: dict[int, ContractError] = {}
-        rows: dict[str, list[tuple[Record, Row, int]]] = defaultdict(list)
-        for record in records:
-            try:
-                row = self._decoder.decode(record.key, record.value, record.header("content-type"))
-                rows[row.family.name].append((record, row, slot_of(row.ts_ms, row.family.interval_ms)))
-            except ContractError as error:
-                refused[record.offset] = error
-        fitting: dict[int, _Fitting] = {}
-        for of_family in rows.values():
-            width = len(of_family[0][1].family.channels)
-            values, fits = to_float32([row.values for _, row, _ in of_family], width)
-            for (record, row, slot), one, fit in zip(of_family, values, fits.tolist(), strict=True):
-                if fit:
-                    fitting[record.offset] = _Fitting(record, row, slot, one)
-                else:
-                    refused[record.offset] = ContractError("range", "values want finite numbers within float32")
-        return fitting, refused
-
-    def _new_entity(self, state: _Partition, one: _Fitting) -> _Entity:
+    def _new_entity(self, state: _Partition, one: _Place) -> _Entity:
         limit = self._settings.limits.max_entities_per_partition
         if len(state.entities) >= limit:
-            raise ContractError("entity_limit", f"a partition takes {limit} entities; {one.row.entity!r} is beyond")
-        family = one.row.family
+            raise ContractError("entity_limit", f"a partition takes {limit} entities; {one.entity!r} is beyond")
+        family = one.rows.family
         head = Head(self._geometries[family.name], one.slot)
         # Of a life whose first row is not in Kafka any more, the ring that unscored windows are read from.
-        known = (ring for ring, end in state.unscored[one.row.entity] if ring <= one.slot <= end)
+        known = (ring for ring, end in state.unscored[one.entity] if ring <= one.slot <= end)
         head.ring = head.first_slot = next(known, one.slot)
-        entity = state.add_entity(one.row.entity, family, head)
+        entity = state.add_entity(one.entity, family, head)
         self._observe_entities()
         return entity
 
-    def _has_room(self, state: _Partition, partition: int, one: _Fitting) -> bool:
-        entity = state.entities.get(one.row.entity)
+    def _has_room(self, state: _Partition, partition: int, one: _Place) -> bool:
+        entity = state.entities.get(one.entity)
         if entity is None or one.slot <= entity.last_slot_with_room:
             return True
         state.forget_scored(self._acks.scored_up_to(partition))
@@ -289,9 +360,14 @@ class Windower:
         return dead_letter(self._dead_letters, record, error)
 
     def _write(self, partition: int, batch: _Batch) -> None:
-        writes = [
-            RingWrite(ref, batch.touched[ref.entity].ttl_ms, _writes(ref, rows)) for ref, rows in batch.rows.items()
-        ]
+        packed: dict[int, PackedRows] = {}
+        writes = []
+        for stretch in batch.stretches:
+            rows = stretch.rows
+            if id(rows) not in packed:
+                packed[id(rows)] = PackedRows(stretch.ref.layout, rows.slots, rows.offsets, rows.values)
+            cut_out = packed[id(rows)].writes(stretch.first, stretch.end)
+            writes.append(RingWrite(stretch.ref, stretch.entity.ttl_ms, cut_out))
         self._store.write_rows(partition, self._partitions[partition].epoch, writes)
 
     def _save(self, partition: int, batch: _Batch) -> None:
@@ -328,10 +404,28 @@ class Windower:
         self._metrics.entities_active.set(sum(len(state.entities) for state in self._partitions.values()))
 
 
-def _writes(ref: RingRef, rows: list[_Fitting]) -> list[Write]:
-    slots = np.array([one.slot for one in rows], dtype=np.int64)
-    offsets = np.array([one.record.offset for one in rows], dtype=np.int64)
-    return ref.layout.encode(slots, offsets, np.stack([one.values for one in rows]))
+def _surely_fits(state: _Partition, rows: FamilyRows) -> bool:
+    """Say whether every row is of a known entity that surely takes it."""
+    if not rows.entities:
+        return True
+    oldest = np.minimum.reduceat(rows.slots, rows.bounds[:-1]).tolist()
+    newest = np.maximum.reduceat(rows.slots, rows.bounds[:-1]).tolist()
+    for name, first, last in zip(rows.entities, oldest, newest, strict=True):
+        entity = state.entities.get(name)
+        if entity is None or not entity.surely_takes(first, last):
+            return False
+    return True
+
+
+def _places(families: Iterable[FamilyRows], count: int) -> list[_Place | None]:
+    """Return where the row of each record stands, None of a refused one."""
+    places: list[_Place | None] = [None] * count
+    for rows in families:
+        slots, offsets, records = rows.slots.tolist(), rows.offsets.tolist(), rows.records.tolist()
+        for name, (first, end) in zip(rows.entities, pairwise(rows.bounds), strict=True):
+            for at in range(first, end):
+                places[records[at]] = _Place(rows, at, name, slots[at], offsets[at])
+    return places
 
 
 def run_windower(settings: Settings, stop: threading.Event) -> None:
