@@ -4,7 +4,11 @@ A slot is `round(ts_ms / interval_ms)`. Windows of a family end at slots `e` wit
 the entity and whenever it started, so that a replay cuts the same windows.
 """
 
+from collections.abc import Sequence
+
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from stream.errors import ContractError
 
@@ -99,6 +103,15 @@ def slot_of(ts_ms: int, interval_ms: int) -> int:
             "timestamp", f"ts wants milliseconds since 1970 between 2000 and 2100, got {ts_ms}{_unit_hint(ts_ms)}"
         )
     return (2 * ts_ms + interval_ms) // (2 * interval_ms)
+
+
+def slots_of(ts_ms: Sequence[int], interval_ms: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the slots of time stamps, and which of them `slot_of` takes; the slot of another one means nothing."""
+    try:
+        ts = np.array(ts_ms, dtype=np.int64)
+    except OverflowError:
+        ts = np.array([min(max(one, 0), MAX_TS_MS) for one in ts_ms], dtype=np.int64)
+    return (2 * ts + interval_ms) // (2 * interval_ms), (ts >= MIN_TS_MS) & (ts < MAX_TS_MS)
 
 
 def _unit_hint(ts_ms: int) -> str:

@@ -8,6 +8,8 @@ The same fold runs in the windower and offline, so both cut the same windows. Ti
     cuts               3         7  3 at slot 4; 7 at slot 9, since at slot 8 row 7 may still come
 """
 
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -130,6 +132,38 @@ class Head:
         ring = slot if slot > self._highest_slot else -1 - offset
         self._begin(slot, ring, gap_slots=max(0, slot - 1 - self.emitted_end))
         return cuts
+
+    def add_run(self, slots: Sequence[int], offsets: Sequence[int]) -> Iterator[tuple[int, list[Cut]]]:
+        """Add rows in ascending order, the first of them newer than all before, with no silence that ends a life.
+
+        Does what adding one by one would; yields the index of each row that made windows final, and those windows.
+        """
+        at = 0
+        while at < len(slots):
+            if cuts := self.add(slots[at], offsets[at]):
+                yield at, cuts
+            due = self.emitted_end + self.geometry.hop + self.geometry.lateness
+            end = bisect_left(slots, due, at + 1)
+            if end > at + 1:  # rows before the one that may cut again
+                self.max_slot = slots[end - 1]
+                self._count(slots[at + 1 : end], offsets[at + 1 : end])
+            at = end
+
+    def _count(self, slots: Sequence[int], offsets: Sequence[int]) -> None:
+        """Count ascending rows, a hop's at once."""
+        hop, at = self.geometry.hop, 0
+        while at < len(slots):
+            number, bit = divmod(slots[at], hop)
+            end = bisect_left(slots, (number + 1) * hop, at)
+            gapless = slots[end - 1] - slots[at] == end - 1 - at
+            mask = (1 << end - at) - 1 << bit if gapless else sum(1 << slot % hop for slot in slots[at:end])
+            bucket = self._buckets.get(number)
+            if bucket is None:
+                bucket = self._buckets[number] = _Bucket(offsets[at])
+            bucket.mask |= mask
+            bucket.first_offset = min(bucket.first_offset, offsets[at])
+            bucket.last_offset = max(bucket.last_offset, offsets[end - 1])
+            at = end
 
     def restore_row(self, slot: int, offset: int) -> None:
         """Count a row that is known to be in the ring."""

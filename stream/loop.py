@@ -7,6 +7,8 @@ done with. A stage never sees a record twice without being told to drop its stat
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -36,6 +38,7 @@ _log = structlog.get_logger()
 POLL_S = 0.05
 _CHECK_S = 1.0
 _MARGIN_S = 1.0
+_PARTITION = attrgetter("partition")
 
 
 class Progress(NamedTuple):
@@ -171,22 +174,24 @@ class TransactionalLoop:
             messages = consumer.consume(self._config.batch_records, timeout=0.0 if self._held else POLL_S)
         except KafkaException as error:
             raise self._failure(error.args[0], f"consuming {self._config.topic}") from error
-        for message in messages:
-            if (problem := message.error()) is not None:
-                self._raise_for(problem, message.partition())
         records = [to_record(message) for message in messages if message.error() is None]
+        if len(records) < len(messages):
+            self._raise_for_any(messages)
         self._metrics.records_consumed.inc(len(records))
+        if self._owned.keys() >= {*map(_PARTITION, records)}:
+            return records
         return [record for record in records if record.partition in self._owned]
 
     def _replay(self, records: list[Record]) -> list[Record]:
         """Hand records below the committed offset to the stage silently; return the others."""
-        if all(record.offset >= self._owned[record.partition] for record in records):
+        runs = groupby(records, key=_PARTITION)  # the first record of a run is its oldest
+        behind = {partition for partition, run in runs if next(run).offset < self._owned[partition]}
+        if not behind:
             return records
-        for partition in {record.partition for record in records}:
-            old = [r for r in records if r.partition == partition and r.offset < self._owned[partition]]
-            if old:
-                self._stage.replay(partition, old)
-                self._worked_at = time.monotonic()
+        for partition in behind:
+            done = self._owned[partition]
+            self._stage.replay(partition, [r for r in records if r.partition == partition and r.offset < done])
+            self._worked_at = time.monotonic()
         return [record for record in records if record.offset >= self._owned[record.partition]]
 
     def _commit(self, consumer: Consumer, producer: Producer, progress: Progress) -> None:
@@ -231,10 +236,13 @@ class TransactionalLoop:
             return failure(error, doing, missing) if missing else self._failure(error, doing)
         return self._failure(error, doing)
 
-    def _raise_for(self, error: KafkaError, partition: int | None) -> None:
-        if error.fatal() or not error.retriable():
-            raise self._failure(error, f"reading partition {partition}")
-        _log.warning("kafka", error=error.str())
+    def _raise_for_any(self, messages: Sequence[Any]) -> None:
+        for message in messages:
+            error = message.error()
+            if error is not None and (error.fatal() or not error.retriable()):
+                raise self._failure(error, f"reading partition {message.partition()}")
+            if error is not None:
+                _log.warning("kafka", error=error.str())
 
     def _check(self) -> None:
         if time.monotonic() - self._checked >= _CHECK_S:

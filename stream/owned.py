@@ -36,17 +36,29 @@ class OwnedEntity:
         self.last_slot_with_room = 0.0
         self._layout = Layout(self.geometry.capacity, len(family.channels))
         self.ref = RingRef(name, head.ring, self._layout)
+        # How long an idle ring is kept.
+        self.ttl_ms = max(_RING_KEPT_MS, 2 * self.geometry.capacity * family.interval_ms)
         self.limit()
-
-    @property
-    def ttl_ms(self) -> int:
-        """How long an idle ring is kept."""
-        return max(_RING_KEPT_MS, 2 * self.geometry.capacity * self.family.interval_ms)
 
     def follow_head(self) -> None:
         """Name the ring of the present life, and work out which row may come."""
-        self.ref = RingRef(self.name, self.head.ring, self._layout)
+        if self.ref.ring != self.head.ring:
+            self.ref = RingRef(self.name, self.head.ring, self._layout)
         self.limit()
+
+    def surely_takes(self, oldest: int, newest: int) -> bool:
+        """Say whether rows between two slots stay in this life and find room, in whatever order, each by itself.
+
+        A window that is cut on the way leaves room up to `slack` slots behind its end.
+        """
+        head, geometry = self.head, self.geometry
+        first_end = head.emitted_end + geometry.hop
+        return (
+            head.emitted_end < oldest
+            and newest <= head.max_slot + geometry.max_gap
+            and max(newest, head.max_slot) - oldest <= geometry.longest_step
+            and newest <= min(self.last_slot_with_room, first_end + geometry.slack)
+        )
 
     def limit(self) -> None:
         """Work out which row may come: none may take the place of one that an unscored window of its ring needs."""

@@ -5,6 +5,8 @@ A row of slot s lives at position s % capacity. Three areas follow each other: s
 so no row has it. A stale lap is seen as missing because its slot differs.
 """
 
+from bisect import bisect_left, bisect_right
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -37,10 +39,11 @@ class Layout(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes of the whole ring."""
-        return self._values_at + self.capacity * self._row_bytes
+        return self._values_at + self.capacity * self.row_bytes
 
     @property
-    def _row_bytes(self) -> int:
+    def row_bytes(self) -> int:
+        """Bytes of one row's values."""
         return self.channels * _FLOAT.itemsize
 
     @property
@@ -54,23 +57,22 @@ class Layout(NamedTuple):
         """
         last = _last_of_each(slots)
         slots, offsets, values = slots[last], offsets[last], values[last]
-        positions = slots % self.capacity
-        writes: list[Write] = []
-        for run in np.split(np.arange(len(slots)), np.flatnonzero(np.diff(positions) != 1) + 1):
-            at = int(positions[run[0]])
-            writes += (
-                Write(at * _INT.itemsize, slots[run].astype(_INT).tobytes()),
-                Write((self.capacity + at) * _INT.itemsize, offsets[run].astype(_INT).tobytes()),
-                Write(self._values_at + at * self._row_bytes, values[run].astype(_FLOAT).tobytes()),
-            )
-        return writes
+        return PackedRows(self, slots, offsets, values).writes(0, len(slots))
+
+    def write(self, position: int, slots: bytes, offsets: bytes, values: bytes) -> tuple[Write, Write, Write]:
+        """Return the writes that put encoded rows, which follow each other in the ring, at a position of it."""
+        return (
+            Write(position * _INT.itemsize, slots),
+            Write((self.capacity + position) * _INT.itemsize, offsets),
+            Write(self._values_at + position * self.row_bytes, values),
+        )
 
     def window_ranges(self, end_slot: int, length: int) -> list[Range]:
         """Return the byte ranges that hold a window: of the slots first, then of the values, wrapped ones in two."""
         runs = self._runs(end_slot, length)
         slots = [Range(a * _INT.itemsize, b * _INT.itemsize - 1) for a, b in runs]
         values = [
-            Range(self._values_at + a * self._row_bytes, self._values_at + b * self._row_bytes - 1) for a, b in runs
+            Range(self._values_at + a * self.row_bytes, self._values_at + b * self.row_bytes - 1) for a, b in runs
         ]
         return slots + values
 
@@ -101,6 +103,47 @@ class Layout(NamedTuple):
         if first + length <= self.capacity:
             return [(first, first + length)]
         return [(first, self.capacity), (0, first + length - self.capacity)]
+
+
+class PackedRows:
+    """Rows of several rings of one layout as bytes; each ring's writes are cut out of them."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        slots: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        values: NDArray[np.float32],
+    ) -> None:
+        """Take rows as `Layout.encode` does; those of one ring stand together."""
+        self._layout = layout
+        self._arrays = slots, offsets, values
+        self._slots, self._offsets = slots.astype(_INT).tobytes(), offsets.astype(_INT).tobytes()
+        self._values = values.astype(_FLOAT).tobytes()
+        positions = slots % layout.capacity
+        self._positions: list[int] = positions.tolist()
+        self._breaks: list[int] = (np.flatnonzero(np.diff(positions) != 1) + 1).tolist()
+        self._descents: list[int] = (np.flatnonzero(np.diff(slots) <= 0) + 1).tolist()
+
+    def writes(self, first: int, end: int) -> list[Write]:
+        """Return the writes that put rows `first` to `end - 1` into their ring; of equal slots the last one stays."""
+        if _within(self._descents, first, end):
+            slots, offsets, values = self._arrays
+            return self._layout.encode(slots[first:end], offsets[first:end], values[first:end])
+        layout = self._layout
+        writes: list[Write] = []
+        for a, b in pairwise([first, *_within(self._breaks, first, end), end]):
+            writes += layout.write(
+                self._positions[a],
+                self._slots[a * _INT.itemsize : b * _INT.itemsize],
+                self._offsets[a * _INT.itemsize : b * _INT.itemsize],
+                self._values[a * layout.row_bytes : b * layout.row_bytes],
+            )
+        return writes
+
+
+def _within(sorted_numbers: list[int], first: int, end: int) -> list[int]:
+    return sorted_numbers[bisect_right(sorted_numbers, first) : bisect_left(sorted_numbers, end)]
 
 
 def _last_of_each(slots: NDArray[np.int64]) -> NDArray[np.intp]:

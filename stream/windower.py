@@ -6,23 +6,22 @@ starts at R, at or below the committed offset C, applies records silently up to 
 """
 
 import threading
-from collections import Counter, defaultdict
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import attrgetter
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from stream.acknowledgements import Acknowledgements, KafkaAcknowledgements
+from stream.batch import Batch, Place, places_of
 from stream.breaker import Breaker
 from stream.contracts import SourceRange, WindowNotice
-from stream.decoding import Row, SampleDecoder, to_float32
+from stream.decoding import SampleDecoder
 from stream.errors import ContractError, UsageError
-from stream.grid import slot_of
 from stream.heads import Cut, Head, HeadRecord
 from stream.kafka import Outgoing, Record, wait_until
 from stream.loop import Progress
@@ -30,41 +29,18 @@ from stream.metrics import Health, Metrics
 from stream.newcomers import Newcomers
 from stream.owned import OwnedEntity, OwnedPartition, Unscored
 from stream.refusals import Refusals
-from stream.ring import Write
+from stream.ring import PackedRows
+from stream.rows import FamilyRows, decode_records
 from stream.service import Service, run_service
 from stream.settings import Settings
 from stream.topics import DEAD_LETTERS, TELEMETRY, WINDOWS, topic_name
-from stream.window_store import RingRef, RingWrite, Snapshot, WindowStore, connect
+from stream.window_store import RingWrite, Snapshot, WindowStore, connect
 
 _log = structlog.get_logger()
 _BATCH_RECORDS = 2000
 _NOTICE = msgspec.json.Encoder()
 _HEAD = msgspec.msgpack.Encoder()
 _HEAD_DECODER = msgspec.msgpack.Decoder(HeadRecord)
-
-
-class _Fitting(NamedTuple):
-    """A record that kept its contract."""
-
-    record: Record
-    row: Row
-    slot: int
-    values: NDArray[np.float32]
-
-
-class _Batch:
-    """What one batch does to one partition: rows to write, messages to produce, and where it had to stop."""
-
-    def __init__(self) -> None:
-        self.rows: dict[RingRef, list[_Fitting]] = defaultdict(list)
-        self.touched: dict[str, OwnedEntity] = {}
-        self.outgoing: list[Outgoing] = []
-        self.next_offset: int | None = None
-        self.held: list[Record] = []
-
-    def refuse(self, letter: Outgoing | None) -> None:
-        if letter is not None:
-            self.outgoing.append(letter)
 
 
 class Windower:
@@ -85,7 +61,8 @@ class Windower:
         self._refusals = Refusals(dead_letters, settings.limits.dead_letters_per_s, metrics)
         self._breaker = Breaker(settings.limits.refused_share, metrics, health)
         self._partitions: dict[int, OwnedPartition] = {}
-        self._pending: dict[int, _Batch] = {}
+        self._pending: dict[int, Batch] = {}
+        self._waiting: dict[int, Batch] = {}  # records that were held
 
     def restore(self, partition: int, committed: int, low: int) -> int:
         """Take over a partition: from its snapshot, or from the oldest telemetry where there is none."""
@@ -143,97 +120,113 @@ class Windower:
         for partition in partitions:
             self._partitions.pop(partition, None)
             self._pending.pop(partition, None)
+            self._waiting.pop(partition, None)
         self._observe_entities()
 
-    def _apply(self, partition: int, records: Sequence[Record], *, silent: bool) -> _Batch:
+    def _apply(self, partition: int, records: Sequence[Record], *, silent: bool) -> Batch:
         """Fold records into heads up to the first one whose place in its ring is still needed."""
-        state = self._partitions[partition]
-        batch = _Batch()
-        fitting, refused = self._decode(records)
-        for index, record in enumerate(records):
-            error = refused.get(record.offset)
-            if error is None:
-                one = fitting[record.offset]
-                if not silent and not self._has_room(state, partition, one):
-                    batch.held = list(records[index:])
-                    break
-                error = self._add(state, batch, one, silent=silent)
-            if error is not None and not silent:
-                batch.refuse(self._refusals.letter(record, error))
-            batch.next_offset = record.offset + 1
-        if not silent:
-            batch.refuse(self._refusals.summary(partition))
-            self._watch(records[: len(records) - len(batch.held)], fitting, refused)
+        batch = self._waiting.pop(partition, None)
+        if batch is None or batch.records != records:
+            batch = Batch(records, *decode_records(self._decoder, records))
+            if self._fold_by_entity(self._partitions[partition], batch, silent=silent):
+                self._tell_refused(partition, batch, silent=silent)
+                return batch
+            batch.places = places_of(batch.families, len(records))
+        self._fold_in_order(partition, batch, silent=silent)
+        if batch.held:
+            self._waiting[partition] = batch.rest()
+        self._tell_refused(partition, batch, silent=silent)
         return batch
 
-    def _watch(self, done: Sequence[Record], fitting: dict[int, _Fitting], refused: dict[int, ContractError]) -> None:
-        """Let the breaker know how many records of each family kept their contract."""
-        taken = Counter(fitting[record.offset].row.family.name for record in done if record.offset in fitting)
+    def _tell_refused(self, partition: int, batch: Batch, *, silent: bool) -> None:
+        if silent:
+            return
+        for index in sorted(index for index in batch.refused if index < batch.done):
+            batch.tell(index, self._refusals.letter(batch.records[index], batch.refused[index]))
+        batch.tell(batch.done, self._refusals.summary(partition))
         broken = Counter(
-            (self._decoder.family_name(record.key), refused[record.offset].reason)
-            for record in done
-            if record.offset in refused
+            (self._decoder.family_name(batch.records[index].key), error.reason)
+            for index, error in batch.broken.items()
+            if index < batch.done
         )
-        self._breaker.observe(taken, broken)
+        self._breaker.observe(batch.kept_contract(), broken)
 
-    def _add(self, state: OwnedPartition, batch: _Batch, one: _Fitting, *, silent: bool) -> ContractError | None:
+    def _fold_by_entity(self, state: OwnedPartition, batch: Batch, *, silent: bool) -> bool:
+        """Fold rows of which none can have to wait: whatever the order of entities, it comes out the same.
+
+        Returns False, and does nothing, if one may have to.
+        """
+        if not all(_surely_fits(state, rows) for rows in batch.families):
+            return False
+        for rows in batch.families:
+            self._fold_family(state, batch, rows, silent=silent)
+        return True
+
+    def _fold_family(self, state: OwnedPartition, batch: Batch, rows: FamilyRows, *, silent: bool) -> None:
+        slots, offsets, records = rows.slots.tolist(), rows.offsets.tolist(), rows.records.tolist()
+        descents = (np.flatnonzero(np.diff(rows.slots) <= 0) + 1).tolist()
+        for name, (first, end) in zip(rows.entities, pairwise(rows.bounds), strict=True):
+            entity = state.entities[name]
+            if entity.head.max_slot < slots[first] and bisect_right(descents, first) == bisect_left(descents, end):
+                for at, cuts in entity.head.add_run(slots[first:end], offsets[first:end]):
+                    self._announce(batch, entity, cuts, records[first + at], silent=silent)
+                batch.touch(entity)
+                batch.put(entity, rows, first, end)
+            else:
+                for at in range(first, end):
+                    self._add(state, batch, records[at], Place(rows, at, name, slots[at], offsets[at]), silent=silent)
+
+    def _fold_in_order(self, partition: int, batch: Batch, *, silent: bool) -> None:
+        """Fold row by row, up to the first one that has to wait for the worker."""
+        state = self._partitions[partition]
+        for index, place in enumerate(batch.places):
+            if place is not None:
+                if not silent and not self._has_room(state, partition, place):
+                    batch.done = index
+                    return
+                self._add(state, batch, index, place, silent=silent)
+
+    def _add(self, state: OwnedPartition, batch: Batch, index: int, place: Place, *, silent: bool) -> None:
         try:
-            entity = state.entities.get(one.row.entity) or self._new_entity(state, one, silent=silent)
-            batch.touched[entity.name] = entity  # also where the row is refused: the head may remember it
-            cuts = entity.head.add(one.slot, one.record.offset)
+            entity = state.entities.get(place.entity)
+            if entity is None:
+                entity = self._new_entity(state, place, batch.records[index].timestamp_ms, silent=silent)
+            batch.touch(entity)
+            cuts = entity.head.add(place.slot, place.offset)
         except ContractError as error:
-            return error
+            batch.refused[index] = error
+            return
         if cuts or entity.head.ring != entity.ref.ring:
-            self._announce(batch, entity, cuts, one.record, silent=silent)
-            entity.follow_head()
-        batch.rows[entity.ref].append(one)
-        return None
+            self._announce(batch, entity, cuts, index, silent=silent)
+        batch.put(entity, place.rows, place.at, place.at + 1)
 
-    def _announce(self, batch: _Batch, entity: OwnedEntity, cuts: list[Cut], record: Record, *, silent: bool) -> None:
+    def _announce(self, batch: Batch, entity: OwnedEntity, cuts: list[Cut], index: int, *, silent: bool) -> None:
+        """Announce the windows that the row of a record made final."""
         if not silent:
-            batch.outgoing += [self._notice(entity, cut, record) for cut in cuts]
+            for cut in cuts:
+                batch.tell(index, self._notice(entity, cut, batch.records[index]))
             entity.unscored.extend(Unscored(cut.ring, cut.first_slot, cut.end_slot) for cut in cuts)
             self._metrics.notices.inc(len(cuts))
             if entity.head.jumped:
                 self._metrics.clock_jumps.inc()
                 _log.warning("the clock of an entity jumped", entity=entity.name, slot=entity.head.first_slot)
+        entity.follow_head()
 
-    def _decode(self, records: Sequence[Record]) -> tuple[dict[int, _Fitting], dict[int, ContractError]]:
-        """Decode records of one partition; both results are by offset."""
-        refused: dict[int, ContractError] = {}
-        rows: dict[str, list[tuple[Record, Row, int]]] = defaultdict(list)
-        for record in records:
-            try:
-                row = self._decoder.decode(record.key, record.value, record.header("content-type"))
-                rows[row.family.name].append((record, row, slot_of(row.ts_ms, row.family.interval_ms)))
-            except ContractError as error:
-                refused[record.offset] = error
-        fitting: dict[int, _Fitting] = {}
-        for of_family in rows.values():
-            width = len(of_family[0][1].family.channels)
-            values, fits = to_float32([row.values for _, row, _ in of_family], width)
-            for (record, row, slot), one, fit in zip(of_family, values, fits.tolist(), strict=True):
-                if fit:
-                    fitting[record.offset] = _Fitting(record, row, slot, one)
-                else:
-                    refused[record.offset] = ContractError("range", "values want finite numbers within float32")
-        return fitting, refused
-
-    def _new_entity(self, state: OwnedPartition, one: _Fitting, *, silent: bool) -> OwnedEntity:
-        minute = state.newcomers.take(one.row.entity, one.record.timestamp_ms, silent=silent)
-        family = one.row.family
+    def _new_entity(self, state: OwnedPartition, one: Place, timestamp_ms: int, *, silent: bool) -> OwnedEntity:
+        minute = state.newcomers.take(one.entity, timestamp_ms, silent=silent)
+        family = one.rows.family
         head = Head(self._geometries[family.name], one.slot)
         head.taken_minute = minute
         # Of a life whose first row is not in Kafka any more, the ring that unscored windows are read from.
-        known = (w for w in state.unscored[one.row.entity] if w.first_slot <= one.slot <= w.end_slot)
+        known = (w for w in state.unscored[one.entity] if w.first_slot <= one.slot <= w.end_slot)
         if (window := next(known, None)) is not None:
             head.ring, head.first_slot = window.ring, window.first_slot
-        entity = state.add_entity(one.row.entity, family, head)
+        entity = state.add_entity(one.entity, family, head)
         self._observe_entities()
         return entity
 
-    def _has_room(self, state: OwnedPartition, partition: int, one: _Fitting) -> bool:
-        entity = state.entities.get(one.row.entity)
+    def _has_room(self, state: OwnedPartition, partition: int, one: Place) -> bool:
+        entity = state.entities.get(one.entity)
         if entity is None or one.slot <= entity.last_slot_with_room:
             return True
         state.forget_scored(self._acks.scored_up_to(partition))
@@ -257,13 +250,18 @@ class Windower:
         )
         return Outgoing(self._windows, record.partition, entity.name.encode(), _NOTICE.encode(notice))
 
-    def _write(self, partition: int, batch: _Batch) -> None:
-        writes = [
-            RingWrite(ref, batch.touched[ref.entity].ttl_ms, _writes(ref, rows)) for ref, rows in batch.rows.items()
-        ]
+    def _write(self, partition: int, batch: Batch) -> None:
+        packed: dict[int, PackedRows] = {}
+        writes = []
+        for stretch in batch.stretches:
+            rows = stretch.rows
+            if id(rows) not in packed:
+                packed[id(rows)] = PackedRows(stretch.ref.layout, rows.slots, rows.offsets, rows.values)
+            cut_out = packed[id(rows)].writes(stretch.first, stretch.end)
+            writes.append(RingWrite(stretch.ref, stretch.entity.ttl_ms, cut_out))
         self._store.write_rows(partition, self._partitions[partition].epoch, writes)
 
-    def _save(self, partition: int, batch: _Batch) -> None:
+    def _save(self, partition: int, batch: Batch) -> None:
         if batch.next_offset is not None:
             heads = {name: _HEAD.encode(entity.head.record()) for name, entity in batch.touched.items()}
             state = self._partitions[partition]
@@ -298,10 +296,17 @@ class Windower:
         self._metrics.entities_active.set(sum(len(state.entities) for state in self._partitions.values()))
 
 
-def _writes(ref: RingRef, rows: list[_Fitting]) -> list[Write]:
-    slots = np.array([one.slot for one in rows], dtype=np.int64)
-    offsets = np.array([one.record.offset for one in rows], dtype=np.int64)
-    return ref.layout.encode(slots, offsets, np.stack([one.values for one in rows]))
+def _surely_fits(state: OwnedPartition, rows: FamilyRows) -> bool:
+    """Say whether every row is of a known entity that surely takes it."""
+    if not rows.entities:
+        return True
+    oldest = np.minimum.reduceat(rows.slots, rows.bounds[:-1]).tolist()
+    newest = np.maximum.reduceat(rows.slots, rows.bounds[:-1]).tolist()
+    for name, first, last in zip(rows.entities, oldest, newest, strict=True):
+        entity = state.entities.get(name)
+        if entity is None or not entity.surely_takes(first, last):
+            return False
+    return True
 
 
 def run_windower(settings: Settings, stop: threading.Event) -> None:
