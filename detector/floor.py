@@ -89,15 +89,18 @@ def follow_floor(floor: Floor, z: NDArray[np.float64], most: float, rule: FloorR
 
     most: the threshold they were judged by, the highest that a peak counts as.
     """
-    floor = msgspec.structs.replace(floor, slots=floor.slots + int(np.count_nonzero(~np.isnan(z))))
-    above, passed = np.flatnonzero(z > rule.level), 0
+    scored, above, passed = ~np.isnan(z), np.flatnonzero(z > rule.level), 0
     stretches = np.split(above, np.flatnonzero(np.diff(above) > rule.gap + 1) + 1) if len(above) else []
     for stretch in stretches:
-        floor = _quieter(floor, int(stretch[0]) - passed, rule)
-        excess = min(float(z[stretch].max()), most) - rule.level
-        floor = msgspec.structs.replace(floor, open=max(floor.open or 0.0, excess), quiet=0)
-        passed = int(stretch[-1]) + 1
-    return _quieter(floor, len(z) - passed, rule)
+        first, end = int(stretch[0]), int(stretch[-1]) + 1
+        floor = _pass(floor, scored[passed:first], rule)
+        floor = Floor(
+            slots=floor.slots + int(scored[first:end].sum()),
+            excesses=floor.excesses,
+            open=max(floor.open or 0.0, min(float(z[stretch].max()), most) - rule.level),
+        )
+        passed = end
+    return _pass(floor, scored[passed:], rule)
 
 
 def pareto_quantile(exceeded: float, shape: float, scale: float) -> float:
@@ -110,15 +113,18 @@ def _peaks(budget: AlarmBudget, stage: Stage) -> Peaks:
     return budget.provisional if stage == "provisional" else budget.final
 
 
-def _quieter(floor: Floor, slots: int, rule: FloorRule) -> Floor:
-    """Let slots at or below the level pass; count the open peak once no later one can belong to it."""
+def _pass(floor: Floor, scored: NDArray[np.bool_], rule: FloorRule) -> Floor:
+    """Let slots at or below the level pass; count the open peak at the slot behind which none can belong to it."""
     if floor.open is None:
-        return floor
-    quiet = floor.quiet + slots
-    if quiet <= rule.gap:
-        return msgspec.structs.replace(floor, quiet=quiet)
-    excesses = merge(floor.excesses, floor.excesses.count, np.array([floor.open]))
-    return _forget(Floor(floor.slots, excesses), rule)
+        return msgspec.structs.replace(floor, slots=floor.slots + int(scored.sum()))
+    wait = rule.gap + 1 - floor.quiet
+    seen = msgspec.structs.replace(
+        floor, slots=floor.slots + int(scored[:wait].sum()), quiet=floor.quiet + len(scored[:wait])
+    )
+    if len(scored) < wait:
+        return seen
+    counted = _forget(Floor(seen.slots, merge(floor.excesses, floor.excesses.count, np.array([floor.open]))), rule)
+    return _pass(counted, scored[wait:], rule)
 
 
 def _forget(floor: Floor, rule: FloorRule) -> Floor:
