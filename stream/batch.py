@@ -9,10 +9,13 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import NamedTuple
 
+import msgspec
+
 from stream.errors import ContractError
 from stream.kafka import Outgoing, Record
 from stream.owned import OwnedEntity
 from stream.rows import FamilyRows
+from stream.window_store import RingRef
 
 
 class Place(NamedTuple):
@@ -25,14 +28,14 @@ class Place(NamedTuple):
     offset: int
 
 
-class Stretch:
+class Stretch(msgspec.Struct, gc=False):
     """Rows that stand together in their family's arrays and go into one ring: from `first` up to `end`."""
 
-    __slots__ = ("end", "entity", "first", "ref", "rows")
-
-    def __init__(self, entity: OwnedEntity, rows: FamilyRows, first: int, end: int) -> None:
-        self.entity, self.rows, self.first, self.end = entity, rows, first, end
-        self.ref = entity.ref
+    entity: OwnedEntity
+    ref: RingRef
+    rows: FamilyRows
+    first: int
+    end: int
 
 
 class Batch:
@@ -87,7 +90,7 @@ class Batch:
         if latest is not None and latest.ref is entity.ref and latest.rows is rows and latest.end == first:
             latest.end = end
             return
-        self._latest[entity.name] = stretch = Stretch(entity, rows, first, end)
+        self._latest[entity.name] = stretch = Stretch(entity, entity.ref, rows, first, end)
         self.stretches.append(stretch)
 
     def kept_contract(self) -> Counter[str]:

@@ -52,12 +52,12 @@ class OwnedEntity:
         A window that is cut on the way leaves room up to `slack` slots behind its end.
         """
         head, geometry = self.head, self.geometry
-        first_end = head.emitted_end + geometry.hop
         return (
             head.emitted_end < oldest
             and newest <= head.max_slot + geometry.max_gap
             and max(newest, head.max_slot) - oldest <= geometry.longest_step
-            and newest <= min(self.last_slot_with_room, first_end + geometry.slack)
+            and newest <= self.last_slot_with_room
+            and newest <= head.emitted_end + geometry.hop + geometry.slack
         )
 
     def limit(self) -> None:

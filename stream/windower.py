@@ -37,7 +37,7 @@ from stream.topics import DEAD_LETTERS, TELEMETRY, WINDOWS, topic_name
 from stream.window_store import RingWrite, Snapshot, WindowStore, connect
 
 _log = structlog.get_logger()
-_BATCH_RECORDS = 2000
+_BATCH_RECORDS = 8000
 _NOTICE = msgspec.json.Encoder()
 _HEAD = msgspec.msgpack.Encoder()
 _HEAD_DECODER = msgspec.msgpack.Decoder(HeadRecord)

@@ -24,8 +24,10 @@ class Ring:
 
     def take(self, writes):
         for write in writes:
-            assert 0 <= write.position <= LAYOUT.size - len(write.data)
-            self.data[write.position : write.position + len(write.data)] = write.data
+            assert 0 <= write.position <= CAPACITY - len(write.slots) // 16
+            assert len(write.values) * 16 == len(write.slots) * LAYOUT.row_bytes
+            LAYOUT.put(self.data, write)
+        assert len(self.data) == LAYOUT.size
 
     def window(self, end_slot, length):
         parts = [bytes(self.data[r.first : r.last + 1]) for r in LAYOUT.window_ranges(end_slot, length)]
