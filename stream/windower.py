@@ -36,7 +36,7 @@ from stream.window_store import RingRef, RingWrite, Snapshot, WindowStore, conne
 _log = structlog.get_logger()
 # Longer than telemetry is kept, so that a ring is never gone while its head is remembered.
 _RING_KEPT_MS = 8 * 86_400_000
-_BATCH_RECORDS = 2000
+_BATCH_RECORDS = 8000
 _NOTICE = msgspec.json.Encoder()
 _HEAD = msgspec.msgpack.Encoder()
 _HEAD_DECODER = msgspec.msgpack.Decoder(HeadRecord)
@@ -116,14 +116,14 @@ class _Partition:
                 self.entities[name].limit()
 
 
-class _Stretch:
+class _Stretch(msgspec.Struct, gc=False):
     """Rows that stand together in their family's arrays and go into one ring: from `first` up to `end`."""
 
-    __slots__ = ("end", "entity", "first", "ref", "rows")
-
-    def __init__(self, entity: _Entity, rows: FamilyRows, first: int, end: int) -> None:
-        self.entity, self.rows, self.first, self.end = entity, rows, first, end
-        self.ref = entity.ref
+    entity: _Entity
+    ref: RingRef
+    rows: FamilyRows
+    first: int
+    end: int
 
 
 class _Batch:
@@ -166,7 +166,7 @@ class _Batch:
             latest.end = end
             return
         self.touched[entity.name] = entity
-        self._latest[entity.name] = stretch = _Stretch(entity, rows, first, end)
+        self._latest[entity.name] = stretch = _Stretch(entity, entity.ref, rows, first, end)
         self.stretches.append(stretch)
 
     def rest(self) -> "_Batch":
