@@ -118,8 +118,9 @@ class PackedRows:
     ) -> None:
         """Take rows as `Layout.encode` does; those of one ring stand together."""
         self._layout = layout
+        self._row_bytes = layout.row_bytes
         self._arrays = slots, offsets, values
-        self._index = np.stack([slots, offsets], axis=1).astype(_INT).tobytes()
+        self._slots = np.stack([slots, offsets], axis=1).astype(_INT).tobytes()
         self._values = values.astype(_FLOAT).tobytes()
         positions = slots % layout.capacity
         self._positions: list[int] = positions.tolist()
@@ -131,12 +132,15 @@ class PackedRows:
         if _within(self._descents, first, end):
             slots, offsets, values = self._arrays
             return self._layout.encode(slots[first:end], offsets[first:end], values[first:end])
-        row_bytes = self._layout.row_bytes
+        # Made for each entity of each batch: a named tuple's own constructor takes four times as long.
         return [
-            Write(
-                self._positions[a],
-                self._index[a * INDEX_BYTES : b * INDEX_BYTES],
-                self._values[a * row_bytes : b * row_bytes],
+            tuple.__new__(
+                Write,
+                (
+                    self._positions[a],
+                    self._slots[a * INDEX_BYTES : b * INDEX_BYTES],
+                    self._values[a * self._row_bytes : b * self._row_bytes],
+                ),
             )
             for a, b in pairwise([first, *_within(self._breaks, first, end), end])
         ]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,16 +41,13 @@ class DecodedRecords(NamedTuple):
     refused: dict[int, ContractError]
 
 
-class _Found:
+class _Found(msgspec.Struct):
     """The rows of one entity as they come out of its records."""
 
-    __slots__ = ("reader", "records", "ts_ms", "values")
-
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-        self.records: list[int] = []
-        self.ts_ms: list[int] = []
-        self.values: list[tuple[float | bool | None, ...]] = []
+    reader: Reader
+    records: list[int] = []
+    ts_ms: list[int] = []
+    values: list[tuple[float | bool | None, ...]] = []
 
 
 def decode_records(decoder: SampleDecoder, records: Sequence[Record]) -> DecodedRecords:

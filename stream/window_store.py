@@ -13,6 +13,7 @@ from functools import lru_cache
 from itertools import chain, groupby
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 import redis
 from numpy.typing import NDArray
@@ -77,7 +78,7 @@ class RingRef(NamedTuple):
     layout: Layout
 
 
-class RingWrite(NamedTuple):
+class RingWrite(msgspec.Struct, frozen=True):
     """Rows to put into one ring."""
 
     ref: RingRef
