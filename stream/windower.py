@@ -8,10 +8,9 @@ starts at R, at or below the committed offset C, applies records silently up to 
 import threading
 from bisect import bisect_left, bisect_right
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from operator import attrgetter, itemgetter
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -42,14 +41,19 @@ _HEAD = msgspec.msgpack.Encoder()
 _HEAD_DECODER = msgspec.msgpack.Decoder(HeadRecord)
 
 
-class _Place(NamedTuple):
-    """Where a row of a record stands: in its family's arrays, at `at`."""
+class _Place(msgspec.Struct, gc=False):
+    """Where the rows of a record stand in their family's arrays, and their slots; most records have one."""
 
     rows: FamilyRows
-    at: int
+    first: int
     entity: str
-    slot: int
+    slots: list[int]
     offset: int
+
+    @property
+    def slot(self) -> int:
+        """Of the first row."""
+        return self.slots[0]
 
 
 class _Entity:
@@ -129,7 +133,7 @@ class _Stretch(msgspec.Struct, gc=False):
 class _Batch:
     """What one batch does to one partition: rows to write, messages to produce, and where it had to stop.
 
-    places: of each record's row, None where the record is refused; made for batches that are folded in order only.
+    places: of each record's rows, None where the record is refused; made for batches that are folded in order only.
     done: how many records, from the first one on, are taken or refused; the others are held.
     """
 
@@ -281,8 +285,10 @@ class Windower:
                     self._announce(batch, entity, cuts, records[first + at], silent=silent)
                 batch.put(entity, rows, first, end)
             else:
-                for at in range(first, end):
-                    self._add(state, batch, records[at], _Place(rows, at, name, slots[at], offsets[at]), silent=silent)
+                for at, to in _record_runs(records, first, end):
+                    self._add(
+                        state, batch, records[at], _Place(rows, at, name, slots[at:to], offsets[at]), silent=silent
+                    )
 
     def _fold_in_order(self, partition: int, batch: _Batch, *, silent: bool) -> None:
         """Fold row by row, up to the first one that has to wait for the worker."""
@@ -295,15 +301,21 @@ class Windower:
                 self._add(state, batch, index, place, silent=silent)
 
     def _add(self, state: _Partition, batch: _Batch, index: int, place: _Place, *, silent: bool) -> None:
+        """Add the rows of a record, all of them or, where the first one is refused, none: the others can't be then."""
         try:
             entity = state.entities.get(place.entity) or self._new_entity(state, place)
+            if len(place.slots) > 1:
+                _check_together(entity.head, place.slot)
             cuts = entity.head.add(place.slot, place.offset)
         except ContractError as error:
             batch.refused[index] = error
             return
         if cuts or entity.head.ring != entity.ref.ring:
             self._announce(batch, entity, cuts, index, silent=silent)
-        batch.put(entity, place.rows, place.at, place.at + 1)
+        for slot in place.slots[1:]:
+            if cuts := entity.head.add(slot, place.offset):
+                self._announce(batch, entity, cuts, index, silent=silent)
+        batch.put(entity, place.rows, place.first, place.first + len(place.slots))
 
     def _announce(self, batch: _Batch, entity: _Entity, cuts: list[Cut], index: int, *, silent: bool) -> None:
         """Announce the windows that the row of a record made final."""
@@ -329,10 +341,11 @@ class Windower:
 
     def _has_room(self, state: _Partition, partition: int, one: _Place) -> bool:
         entity = state.entities.get(one.entity)
-        if entity is None or one.slot <= entity.last_slot_with_room:
+        newest = one.slots[-1]
+        if entity is None or newest <= entity.last_slot_with_room:
             return True
         state.forget_scored(self._acks.scored_up_to(partition))
-        return one.slot <= entity.last_slot_with_room
+        return newest <= entity.last_slot_with_room
 
     def _notice(self, entity: _Entity, cut: Cut, record: Record) -> Outgoing:
         notice = WindowNotice(
@@ -418,14 +431,33 @@ def _surely_fits(state: _Partition, rows: FamilyRows) -> bool:
 
 
 def _places(families: Iterable[FamilyRows], count: int) -> list[_Place | None]:
-    """Return where the row of each record stands, None of a refused one."""
+    """Return where the rows of each record stand, None of a refused one."""
     places: list[_Place | None] = [None] * count
     for rows in families:
         slots, offsets, records = rows.slots.tolist(), rows.offsets.tolist(), rows.records.tolist()
         for name, (first, end) in zip(rows.entities, pairwise(rows.bounds), strict=True):
-            for at in range(first, end):
-                places[records[at]] = _Place(rows, at, name, slots[at], offsets[at])
+            for at, to in _record_runs(records, first, end):
+                places[records[at]] = _Place(rows, at, name, slots[at:to], offsets[at])
     return places
+
+
+def _check_together(head: Head, first: int) -> None:
+    """Refuse rows of one record of which the first might finish a window that the next one belongs to.
+
+    It can't where none lags more than the lateness, since windows are cut up to there only and rows of a record ascend.
+    A row that is late by itself is left to the head.
+    """
+    oldest = head.max_slot - head.geometry.lateness
+    if head.emitted_end < first < oldest:
+        raise ContractError("late", f"rows that come together want slots from {oldest} on, got {first}")
+
+
+def _record_runs(records: list[int], first: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield from where to where the rows of each record stand."""
+    while first < end:
+        to = bisect_right(records, records[first], first, end)
+        yield first, to
+        first = to
 
 
 def run_windower(settings: Settings, stop: threading.Event) -> None:
