@@ -42,6 +42,11 @@ class SampleColumns(msgspec.Struct, frozen=True, gc=False):
     ts: bytes
     values: bytes
 
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self.ts) // 8
+
 
 class SourceRange(msgspec.Struct, frozen=True):
     """Where a window's rows stand in Kafka: offsets of the first and last one, both inclusive."""
