@@ -3,11 +3,11 @@
 Knows no store and no broker; the windower fills it.
 """
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from operator import itemgetter
-from typing import NamedTuple
 
 import msgspec
 
@@ -18,14 +18,19 @@ from stream.rows import FamilyRows
 from stream.window_store import RingRef
 
 
-class Place(NamedTuple):
-    """Where a row of a record stands: in its family's arrays, at `at`."""
+class Place(msgspec.Struct, gc=False):
+    """Where the rows of a record stand in their family's arrays, and their slots; most records have one."""
 
     rows: FamilyRows
-    at: int
+    first: int
     entity: str
-    slot: int
+    slots: list[int]
     offset: int
+
+    @property
+    def slot(self) -> int:
+        """Of the first row."""
+        return self.slots[0]
 
 
 class Stretch(msgspec.Struct, gc=False):
@@ -42,7 +47,7 @@ class Batch:
     """What one batch does to one partition: rows to write, messages to produce, and where it had to stop.
 
     broken: why records broke their contract, by index. refused: the same, and the rows that no window takes.
-    places: of each record's row, None where the record is broken; made for batches that are folded in order only.
+    places: of each record's rows, None where the record is broken; made for batches that are folded in order only.
     done: how many records, from the first one on, are taken or refused; the others are held.
     """
 
@@ -97,7 +102,7 @@ class Batch:
         """Count the records done that did not break their contract, by family."""
         if self.places:
             return Counter(place.rows.family.name for place in self.places[: self.done] if place is not None)
-        return Counter({rows.family.name: len(rows.slots) for rows in self.families})
+        return Counter({rows.family.name: len(set(rows.records.tolist())) for rows in self.families})
 
     def rest(self) -> "Batch":
         """Return what is held, decoded as it is."""
@@ -108,11 +113,19 @@ class Batch:
 
 
 def places_of(families: Iterable[FamilyRows], count: int) -> list[Place | None]:
-    """Return where the row of each record stands, None of a refused one."""
+    """Return where the rows of each record stand, None of a broken one."""
     places: list[Place | None] = [None] * count
     for rows in families:
         slots, offsets, records = rows.slots.tolist(), rows.offsets.tolist(), rows.records.tolist()
         for name, (first, end) in zip(rows.entities, pairwise(rows.bounds), strict=True):
-            for at in range(first, end):
-                places[records[at]] = Place(rows, at, name, slots[at], offsets[at])
+            for at, to in record_runs(records, first, end):
+                places[records[at]] = Place(rows, at, name, slots[at:to], offsets[at])
     return places
+
+
+def record_runs(records: list[int], first: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield from where to where the rows of each record stand."""
+    while first < end:
+        to = bisect_right(records, records[first], first, end)
+        yield first, to
+        first = to

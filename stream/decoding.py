@@ -14,7 +14,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.contracts import Sample, check_entity
+from stream.columns import COLUMNS, ColumnReader
+from stream.contracts import Sample, SampleColumns, check_entity
 from stream.errors import ContractError
 from stream.settings import FamilySettings, Settings
 
@@ -42,21 +43,29 @@ class Reader(NamedTuple):
     entity: str
     json: Callable[[bytes], Any]
     msgpack: Callable[[bytes], Any]
+    columns: ColumnReader
 
     def read(self, value: bytes, content_type: str | None) -> tuple[int, tuple[float | bool | None, ...]]:
         """Return time stamp and values of a record of this entity; raise ContractError as `SampleDecoder.decode`."""
-        decode = self.msgpack if content_type == MSGPACK else self.json
+        sample = self._checked(self.msgpack if content_type == MSGPACK else self.json, value)
+        values = msgspec.structs.astuple(sample.values)
+        # JSON has no NaN; what msgpack has is refused too, since only null means missing.
+        if content_type == MSGPACK and any(value != value for value in values):
+            raise ContractError("range", "values want numbers or null, got NaN")
+        return sample.ts, values
+
+    def read_columns(self, value: bytes) -> tuple[list[int], NDArray[np.float32]]:
+        """Return time stamps and values (n, C) of a record of many rows; raise ContractError as `ColumnReader.read`."""
+        return self.columns.read(self._checked(_COLUMNS.decode, value))
+
+    def _checked(self, decode: Callable[[bytes], Any], value: bytes) -> Any:
         try:
             sample = decode(value)
         except _BROKEN as error:
             raise _refusal(error) from None
         if sample.entity != self.entity:
             raise ContractError("key", f"the key wants to be the entity {sample.entity!r}, got {self.entity!r}")
-        values = msgspec.structs.astuple(sample.values)
-        # JSON has no NaN; what msgpack has is refused too, since only null means missing.
-        if content_type == MSGPACK and any(value != value for value in values):
-            raise ContractError("range", "values want numbers or null, got NaN")
-        return sample.ts, values
+        return sample
 
 
 class SampleDecoder:
@@ -68,10 +77,11 @@ class SampleDecoder:
         self._max_bytes = settings.limits.max_record_bytes
         self._json = {family.name: _compile(family, msgspec.json.Decoder) for family in settings.families}
         self._msgpack = {family.name: _compile(family, msgspec.msgpack.Decoder) for family in settings.families}
+        self._columns = {family.name: ColumnReader(family) for family in settings.families}
         self._reader_by_key: dict[bytes, Reader] = {}
 
     def decode(self, key: bytes | None, value: bytes | None, content_type: str | None = None) -> Row:
-        """Decode one record; raise ContractError with the reason if it breaks the contract."""
+        """Decode a record of one row; raise ContractError with the reason if it breaks the contract."""
         checked = self.check(value)
         reader = self.reader(key, checked, content_type)
         return Row(reader.family, reader.entity, *reader.read(checked, content_type))
@@ -95,7 +105,7 @@ class SampleDecoder:
         if key is not None and (known := self._reader_by_key.get(key)):
             return known
         try:
-            plain = (_ANY_MSGPACK if content_type == MSGPACK else _ANY_JSON).decode(value)
+            plain: Any = _ANY.get(content_type, _ANY_JSON).decode(value)
         except _BROKEN as error:
             raise _refusal(error) from None
         entity = check_entity(plain.entity)
@@ -107,7 +117,8 @@ class SampleDecoder:
             raise ContractError("family", f"no declared family matches entity {entity!r} (declared: {names})")
         if len(self._reader_by_key) >= _MAX_KNOWN:
             self._reader_by_key.clear()
-        reader = Reader(family, entity, self._json[family.name], self._msgpack[family.name])
+        name = family.name
+        reader = Reader(family, entity, self._json[name], self._msgpack[name], self._columns[name])
         self._reader_by_key[key] = reader
         return reader
 
@@ -154,5 +165,6 @@ def _refusal(error: Exception) -> ContractError:
     return ContractError("schema" if isinstance(error, msgspec.ValidationError) else "malformed", str(error))
 
 
+_COLUMNS = msgspec.msgpack.Decoder(SampleColumns)
 _ANY_JSON = msgspec.json.Decoder(Sample)
-_ANY_MSGPACK = msgspec.msgpack.Decoder(Sample)
+_ANY: dict[str | None, Any] = {MSGPACK: msgspec.msgpack.Decoder(Sample), COLUMNS: _COLUMNS}

@@ -105,7 +105,7 @@ def slot_of(ts_ms: int, interval_ms: int) -> int:
     return (2 * ts_ms + interval_ms) // (2 * interval_ms)
 
 
-def slots_of(ts_ms: Sequence[int], interval_ms: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def slots_of(ts_ms: Sequence[int] | NDArray[np.int64], interval_ms: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return the slots of time stamps, and which of them `slot_of` takes; the slot of another one means nothing."""
     try:
         ts = np.array(ts_ms, dtype=np.int64)

@@ -38,6 +38,8 @@ _log = structlog.get_logger()
 POLL_S = 0.05
 _CHECK_S = 1.0
 _MARGIN_S = 1.0
+# Of a batch, about; records that hold many rows are worked on fewer at a time.
+_BATCH_BYTES = 8 * 2**20
 _PARTITION = attrgetter("partition")
 
 
@@ -82,7 +84,7 @@ class LoopConfig(NamedTuple):
     """What one loop reads, and as whom.
 
     transactional_id: stable per process instance, so that its successor ends the transaction it left open.
-    batch_records: how many records at most are worked on before a commit.
+    batch_records: how many records at most are worked on before a commit; fewer where they are large.
     """
 
     topic: str
@@ -105,6 +107,7 @@ class TransactionalLoop:
         self._health = health
         self._owned: dict[int, int] = {}
         self._held: list[Record] = []
+        self._record_bytes = 8 * 1024.0  # of the last batch, on average
         self._paused: set[int] = set()
         self._lag_observed = 0.0
         self._checked = 0.0
@@ -171,13 +174,16 @@ class TransactionalLoop:
 
     def _consume(self, consumer: Consumer) -> list[Record]:
         try:
-            messages = consumer.consume(self._config.batch_records, timeout=0.0 if self._held else POLL_S)
+            count = min(self._config.batch_records, max(1, int(_BATCH_BYTES / self._record_bytes)))
+            messages = consumer.consume(count, timeout=0.0 if self._held else POLL_S)
         except KafkaException as error:
             raise self._failure(error.args[0], f"consuming {self._config.topic}") from error
         records = [to_record(message) for message in messages if message.error() is None]
         if len(records) < len(messages):
             self._raise_for_any(messages)
         self._metrics.records_consumed.inc(len(records))
+        if records:
+            self._record_bytes = max(1.0, sum(len(record.value or b"") for record in records) / len(records))
         if self._owned.keys() >= {*map(_PARTITION, records)}:
             return records
         return [record for record in records if record.partition in self._owned]

@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from stream.acknowledgements import Acknowledgements, KafkaAcknowledgements
-from stream.batch import Batch, Place, places_of
+from stream.batch import Batch, Place, places_of, record_runs
 from stream.breaker import Breaker
 from stream.contracts import SourceRange, WindowNotice
 from stream.decoding import SampleDecoder
@@ -173,8 +173,9 @@ class Windower:
                 batch.touch(entity)
                 batch.put(entity, rows, first, end)
             else:
-                for at in range(first, end):
-                    self._add(state, batch, records[at], Place(rows, at, name, slots[at], offsets[at]), silent=silent)
+                for at, to in record_runs(records, first, end):
+                    place = Place(rows, at, name, slots[at:to], offsets[at])
+                    self._add(state, batch, records[at], place, silent=silent)
 
     def _fold_in_order(self, partition: int, batch: Batch, *, silent: bool) -> None:
         """Fold row by row, up to the first one that has to wait for the worker."""
@@ -187,18 +188,24 @@ class Windower:
                 self._add(state, batch, index, place, silent=silent)
 
     def _add(self, state: OwnedPartition, batch: Batch, index: int, place: Place, *, silent: bool) -> None:
+        """Add the rows of a record, all of them or, where the first one is refused, none: the others can't be then."""
         try:
             entity = state.entities.get(place.entity)
             if entity is None:
                 entity = self._new_entity(state, place, batch.records[index].timestamp_ms, silent=silent)
             batch.touch(entity)
+            if len(place.slots) > 1:
+                _check_together(entity.head, place.slot)
             cuts = entity.head.add(place.slot, place.offset)
         except ContractError as error:
             batch.refused[index] = error
             return
         if cuts or entity.head.ring != entity.ref.ring:
             self._announce(batch, entity, cuts, index, silent=silent)
-        batch.put(entity, place.rows, place.at, place.at + 1)
+        for slot in place.slots[1:]:
+            if cuts := entity.head.add(slot, place.offset):
+                self._announce(batch, entity, cuts, index, silent=silent)
+        batch.put(entity, place.rows, place.first, place.first + len(place.slots))
 
     def _announce(self, batch: Batch, entity: OwnedEntity, cuts: list[Cut], index: int, *, silent: bool) -> None:
         """Announce the windows that the row of a record made final."""
@@ -227,10 +234,11 @@ class Windower:
 
     def _has_room(self, state: OwnedPartition, partition: int, one: Place) -> bool:
         entity = state.entities.get(one.entity)
-        if entity is None or one.slot <= entity.last_slot_with_room:
+        newest = one.slots[-1]
+        if entity is None or newest <= entity.last_slot_with_room:
             return True
         state.forget_scored(self._acks.scored_up_to(partition))
-        return one.slot <= entity.last_slot_with_room
+        return newest <= entity.last_slot_with_room
 
     def _notice(self, entity: OwnedEntity, cut: Cut, record: Record) -> Outgoing:
         notice = WindowNotice(
@@ -307,6 +315,17 @@ def _surely_fits(state: OwnedPartition, rows: FamilyRows) -> bool:
         if entity is None or not entity.surely_takes(first, last):
             return False
     return True
+
+
+def _check_together(head: Head, first: int) -> None:
+    """Refuse rows of one record of which the first might finish a window that the next one belongs to.
+
+    It can't where none lags more than the lateness, since windows are cut up to there only and rows of a record ascend.
+    A row that is late by itself is left to the head.
+    """
+    oldest = head.max_slot - head.geometry.lateness
+    if head.emitted_end < first < oldest:
+        raise ContractError("late", f"rows that come together want slots from {oldest} on, got {first}")
 
 
 def run_windower(settings: Settings, stop: threading.Event) -> None:

@@ -353,6 +353,17 @@ def test_waiting_for_others_commits_nothing_and_keeps_the_loop_live(world):
     assert world.health.live()[0]
 
 
+def test_large_records_are_taken_fewer_at_a_time(world, monkeypatch):
+    """One batch late, since how large they are is known when they have come."""
+    monkeypatch.setattr("stream.loop._BATCH_BYTES", 12)
+    asked = []
+    consume = Consumer.consume
+    monkeypatch.setattr(Consumer, "consume", lambda self, n, timeout: asked.append(n) or consume(self, n, timeout))
+    world.broker.queue = [[(0, 0), (0, 1)], [(0, 2), (0, 1000)], [(0, 123456789012345)], []]
+    run(world)
+    assert asked[:4] == [1, 10, 4, 1]
+
+
 def test_what_was_held_of_a_revoked_partition_is_somebody_elses_work(world):
     world.stage.hold = {(0, 0)}
     world.broker.queue = [[(0, 0)], lambda consumer: consumer.revoke(0), [(1, 0)]]

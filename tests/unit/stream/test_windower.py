@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stream.columns import COLUMNS, to_columns
 from stream.contracts import DeadLetter, DroppedLetters, WindowNotice
 from stream.dead_letters import HEADER
 from stream.errors import FencedError
@@ -123,15 +124,30 @@ class World:
         for one in self.telemetry[notice.source.first_offset : notice.trigger_ms + 1]:  # none of an earlier life
             if one.offset in self.refused or one.key.decode() != notice.entity:
                 continue
-            slot = msgspec.json.decode(one.value)["ts"] // 1000
-            position = slot - (notice.end_slot - notice.length + 1)
-            if slot >= notice.first_slot and 0 <= position < notice.length:
-                values[position] = one.offset
+            for slot in slots_in(one):
+                position = slot - (notice.end_slot - notice.length + 1)
+                if slot >= notice.first_slot and 0 <= position < notice.length:
+                    values[position] = one.offset
         return values
 
 
 def row(slot, offset, entity="e1"):
     return sample_record(entity, BASE + slot, {"a": offset, "c": offset % 2 == 0}, offset)
+
+
+def block(slots, offset, entity="e1"):
+    """Return a record of many rows."""
+    ts_ms = (BASE + np.array(slots)) * 1000
+    values = np.array([(offset, offset % 2 == 0)] * len(slots), np.float32)
+    headers = [("content-type", COLUMNS.encode())]
+    value = msgspec.msgpack.encode(to_columns(entity, ["a", "c"], ts_ms, values))
+    return record(value, offset, key=entity.encode(), headers=headers)
+
+
+def slots_in(one):
+    if not one.headers:
+        return [msgspec.json.decode(one.value)["ts"] // 1000]
+    return (np.frombuffer(msgspec.msgpack.decode(one.value)["ts"], np.int64) // 1000).tolist()
 
 
 def rows(*slots, entity="e1", first_offset=0):
@@ -143,14 +159,19 @@ def drawn(line):
     return rows(*(int(slot) for slot in line.split() if slot != "."))
 
 
+# Slots of a record's other rows, from its first one on.
+FURTHER = st.sampled_from([()] * 6 + [(1,), (2,), (1, 2, 3), (1, 4), (GEOMETRY.hop,)])
 STEPS = [1] * 8 + [0, -1, 2, -3, 5, GEOMETRY.max_gap, GEOMETRY.max_gap + 1, 60]
 
 
 @st.composite
-def telemetry(draw, *, repeats=True):
-    """Draw a partition: two entities with gaps, late rows, new lives, slots sent twice, clocks that jump, and junk."""
+def telemetry(draw, *, repeats=True, jumps=True):
+    """Draw a partition: two entities with gaps, late rows, new lives, repeated slots, clocks that jump, and junk.
+
+    Records hold no row, one or many.
+    """
     newest, seen, result = {}, set(), []
-    steps, clocks = st.sampled_from(STEPS), st.sampled_from([None] * 12 + [0, 0, 1, -1])
+    steps, clocks = st.sampled_from(STEPS), st.sampled_from(([None] * 12 + [0, 0, 1, -1]) if jumps else [None])
     clock = {"e1": 0, "e2": 0}
     for offset in range(draw(st.integers(1, 70))):
         who = draw(st.sampled_from(["e1", "e1", "e2", "junk"]))
@@ -160,12 +181,14 @@ def telemetry(draw, *, repeats=True):
         moved = draw(clocks)
         clock[who] = clock[who] if moved is None else moved
         entity = who, clock[who]
-        slot = newest.setdefault(entity, clock[who] * 100_000) + draw(steps)
-        while not repeats and (entity, slot) in seen:
-            slot += 1
-        seen.add((entity, slot))
-        newest[entity] = max(newest[entity], slot)
-        result.append(row(slot, offset, who))
+        first = newest.setdefault(entity, clock[who] * 100_000) + draw(steps)
+        further = draw(FURTHER)
+        slots = [first, *(first + at for at in sorted(further))]
+        while not repeats and seen & {(entity, slot) for slot in slots}:
+            slots = [slot + 1 for slot in slots]
+        seen |= {(entity, slot) for slot in slots}
+        newest[entity] = max(newest[entity], slots[-1])
+        result.append(block(slots, offset, who) if further else row(slots[0], offset, who))
     return result
 
 
@@ -275,15 +298,56 @@ def test_every_record_is_in_a_window_or_a_dead_letter(log):
         if one.offset in world.refused:
             continue
         entity = one.key.decode()
-        slot = msgspec.json.decode(one.value)["ts"] // 1000
-        covered = [
-            n
-            for n in world.notices
-            if n.entity == entity
-            and max(n.first_slot, n.end_slot - n.new_slots + 1) <= slot <= n.end_slot
-            and n.source.first_offset <= one.offset <= n.source.last_offset  # and not of another life
-        ]
-        assert len(covered) == 1 or slot > heads[entity].head.emitted_end
+        for slot in slots_in(one):
+            covered = [
+                n
+                for n in world.notices
+                if n.entity == entity
+                and max(n.first_slot, n.end_slot - n.new_slots + 1) <= slot <= n.end_slot
+                and n.source.first_offset <= one.offset <= n.source.last_offset  # and not of another life
+            ]
+            assert len(covered) == 1 or slot > heads[entity].head.emitted_end
+
+
+@given(telemetry(jumps=False))
+def test_rows_that_come_together_make_the_windows_they_make_alone(log):
+    """Unless a record is refused: alone, only its late rows would be."""
+    world = World(log).finish()
+    alone = [
+        row(slot - BASE, 0, one.key.decode()) if one.value != b"{" else one
+        for one in log
+        if one.offset not in world.refused or not one.headers
+        for slot in (slots_in(one) if one.value != b"{" else [0])
+    ]
+    other = World([one._replace(offset=offset) for offset, one in enumerate(alone)]).finish()
+
+    def told(world):
+        return [msgspec.structs.replace(n, source=None, trigger_ms=0) for n in world.notices]
+
+    assert told(world) == told(other)
+    assert list(world.refused.values()).count("malformed") == list(other.refused.values()).count("malformed")
+
+
+def test_a_record_of_many_rows_waits_until_there_is_room_for_all_of_them():
+    """length 8, slack 16: while window 3 is unscored, there is room up to slot 19."""
+    world = World([*rows(*range(18)), block([18, 19], 18), block([20, 22], 19), row(23, 20)])
+    world.step(19)
+    assert world.committed == 19
+    world.step(100)
+    assert (world.committed, [one.offset for one in world.held]) == (19, [19, 20])
+    other = World([*rows(*range(18)), block([18, 20], 18)])
+    other.step(100)
+    assert (other.committed, [one.offset for one in other.held]) == (18, [18])
+    world.acks.score(0, 1)
+    world.step(0)
+    assert world.committed == 21
+
+
+def test_a_record_of_many_rows_of_which_the_first_is_late_is_refused_whole():
+    log = [*rows(0, 1, 2, 3, 4), block([3, 5], 5), block([5, 6], 6), block([7, 8], 7)]
+    world = World(log).finish()
+    assert world.refused == {5: "late"}
+    assert [n.rows for n in world.notices] == [4, 8]
 
 
 @given(telemetry())
