@@ -168,7 +168,7 @@ class Load:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         self._given_up = kind is not None
         self._thread.join()
         lost = "" if self._given_up or not self._failed else f"{len(self._failed)} records, first: {self._failed[0]}"
