@@ -115,7 +115,8 @@ def _views(model: Model, series: Series, cuts: Sequence[Cut]) -> Iterator[Window
     values = frame(series.slots, series.values, ends, length)
     for window, cut in zip(values, cuts, strict=True):
         window[:, : max(0, cut.first_slot - (cut.end_slot - length + 1))] = np.nan  # rows of an earlier life
-    scores = model.detector.score(WindowBatch([series.entity] * len(cuts), ends, values))
+    recent = max(cut.new_slots for cut in cuts) + model.manifest.geometry.final_delay
+    scores = model.detector.score(WindowBatch([series.entity] * len(cuts), ends, values), recent)
     numeric = values[:, model.numeric]
     columns = (numeric, scores.provisional, scores.final, scores.residual, scores.expected, scores.band)
     return (WindowView(*window) for window in zip(*columns, strict=True))

@@ -68,6 +68,17 @@ def test_a_large_batch_is_its_parts(detector: Detector, windows: WindowBatch) ->
     assert_same(detector.score(select(windows, order)), detector.score(windows), order)
 
 
+@pytest.mark.parametrize("recent", [1, 36, 37, 81, 95, 96, 500])
+def test_the_newest_slots_alone_score_as_in_the_whole_window(
+    detector: Detector, windows: WindowBatch, recent: int
+) -> None:
+    whole, newest = detector.score_plainly(windows), detector.score(windows, recent)
+    for field in fields(WindowScores):
+        found, wanted = getattr(newest, field.name), getattr(whole, field.name)
+        np.testing.assert_allclose(found[..., -recent:], wanted[..., -recent:], rtol=1e-5, atol=1e-5)
+        assert np.isnan(found[..., :-recent]).all()
+
+
 def test_no_windows_give_no_scores(detector: Detector, windows: WindowBatch) -> None:
     assert detector.score(select(windows, [])).final.shape == (0, 96)
 
