@@ -77,7 +77,7 @@ class Companions(nn.Module):
         padded = F.pad(_reach_back(filled, size // 2, first), (0, size - 1 - size // 2), mode="replicate")
         around = padded.unfold(-1, size, 1).transpose(1, 2)  # (B, n, C, W)
         place = torch.empty(around.shape[:2], dtype=torch.int64, device=filled.device)
-        for entity in row.unique().tolist():  # one search for all windows of an entity
+        for entity in set(row.tolist()):  # one search for all windows of an entity
             own = row == entity
             slots = None if own_slots is None else own_slots[own, first:].flatten()
             place[own] = self._search(around[own].flatten(0, 1).flatten(1), entity, slots).view(-1, around.shape[1])

@@ -17,13 +17,14 @@ from detector.comparison import Comparison, Inputs, Views
 from detector.denoiser import Denoiser
 from detector.diffusion import NoiseSchedule, ddim
 from detector.entity_table import EntityTable
+from detector.fused import FusedDenoiser, Precision, can_fuse
 from detector.manifest import Manifest
 from detector.noise import slot_noise
 
 # Normal values fill [-1, 1], so nothing beyond is ever expected (the clipping of x0 in Ho et al.'s sampler).
 EXPECTED_LIMIT = 1.0
 # Network runs in one pass (windows times starts): few enough for activations to stay in a core's cache.
-RUNS_PER_PASS = 48
+RUNS_PER_PASS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +61,21 @@ class WindowScores:
 class Detector:
     """A checkpoint in memory, ready to score windows of `manifest.geometry.length` slots."""
 
-    def __init__(self, manifest: Manifest, weights: dict[str, Tensor], device: str = "cpu") -> None:
-        """Build the network from the manifest and cache its kernels. Raises RuntimeError if the weights don't fit."""
+    def __init__(
+        self, manifest: Manifest, weights: dict[str, Tensor], device: str = "cpu", precision: Precision = "float32"
+    ) -> None:
+        """Build the network from the manifest and cache its kernels. Raises RuntimeError if the weights don't fit.
+
+        precision: of the network's products, whose sums and results it rounds too; the plain path knows only float32.
+        """
         self.manifest = manifest
         self.device = torch.device(device)
         config = manifest.denoiser
         self.denoiser = Denoiser(config)
         self.denoiser.load_state_dict({name: w for name, w in weights.items() if not name.startswith(PREFIX)})
         self.denoiser.to(self.device).eval()
-        self.denoiser.prepare(manifest.geometry.length)
+        self._precision = precision
+        self._fast = self._prepare(manifest.geometry.length)
         self.schedule = NoiseSchedule(config.timesteps, config.beta_first, config.beta_last).to(self.device)
         self._calibration = EntityTable(manifest, self.device)
         self._comparison = Comparison(manifest, weights, self._calibration, self.device)
@@ -157,7 +164,7 @@ class Detector:
         if not parts:
             return self._nothing()
         fields = [torch.cat(field).cpu().numpy() for field in zip(*parts, strict=True)]
-        _refuse_non_finite(windows, *fields[:2], self.numeric)
+        _refuse_non_finite(windows, fields[0], fields[1], self.numeric)
         return WindowScores(*(_widened(field, length) for field in fields))
 
     def _nothing(self) -> WindowScores:
@@ -201,16 +208,28 @@ class Detector:
         steps: network calls from each start, where not those that are scored by.
         """
         starts, batch = len(inputs.starts), len(inputs.x)
-        condition = self.denoiser.encode_condition(inputs.commands, inputs.entity)
+        condition = self._fast.encode_condition(inputs.commands, inputs.entity)
         valid = inputs.valid.float().repeat(starts, 1, 1)  # (S B, C, L)
         start = inputs.starts.repeat_interleave(batch)  # (S B,)
         x_t = self.schedule.q_sample(inputs.x_in().repeat(starts, 1, 1), start, inputs.noise.flatten(0, 1))
 
         def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
-            return self.denoiser(x_t * valid, valid, timestep, condition)  # type: ignore[no-any-return]
+            with self._autocast():
+                noise: Tensor = self._fast(x_t * valid, valid, timestep, condition)
+            return noise.float()
 
         x0 = ddim(self.schedule, denoise, x_t, start, steps or self.manifest.scoring.sampler_steps)
         return x0.view(starts, *inputs.x.shape).clamp(-EXPECTED_LIMIT, EXPECTED_LIMIT)
+
+    def _prepare(self, length: int) -> Denoiser | FusedDenoiser:
+        """Return what runs the network fastest on windows of this length."""
+        if can_fuse(self.denoiser, length, self._precision):
+            return FusedDenoiser(self.denoiser, length, self._precision)
+        self.denoiser.prepare(length)
+        return self.denoiser
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16")
 
     def _reconstruct_plainly(self, plain: Denoiser, inputs: Inputs) -> Tensor:
         valid = inputs.valid.float()
