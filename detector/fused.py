@@ -144,7 +144,7 @@ class FusedDenoiser:
     def _patches(self, x: Tensor) -> Tensor:
         """Lay windows out as columns of patches: (S, B, C, L) to (C p, n S B)."""
         patches = x.to(self._dtype).reshape(*x.shape[:3], self._positions, self._patch).permute(2, 4, 3, 0, 1)
-        return patches.reshape(x.shape[2] * self._patch, -1)
+        return patches.reshape(x.shape[2] * self._patch, self._positions * len(x) * x.shape[1])
 
     def _column(self, bias: Tensor) -> Tensor:
         return bias.to(self._dtype)[:, None]
