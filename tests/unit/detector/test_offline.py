@@ -3,6 +3,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from detector.decision import initial_moments
 from detector.engine import Detector, WindowBatch
@@ -51,6 +53,22 @@ ALL = {
     "one row": series(rows=1, seed=5),
 }
 each_series = pytest.mark.parametrize("one", ALL.values(), ids=ALL.keys())
+
+
+@given(
+    steps=st.lists(st.sampled_from([1, 1, 1, 2, 5, 13, 40, 300]), max_size=60),
+    first=st.integers(0, 30),
+    lateness=st.integers(0, 9),
+    delay=st.integers(0, 8),
+    ended=st.booleans(),
+)
+def test_windows_are_those_that_the_windower_cuts_row_by_row(steps, first, lateness, delay, ended):
+    geometry = Geometry(length=16, hop=4, lateness=lateness, final_delay=delay, slack=64)
+    slots = BASE + first + np.concatenate([[0], np.cumsum(steps, dtype=np.int64)]).astype(np.int64)
+    head = Head(geometry, int(slots[0]))
+    wanted = [cut for index, slot in enumerate(slots.tolist()) for cut in head.add(slot, index)]
+    wanted += head.flush() if ended else []
+    assert cut_series(geometry, Series("P-1", slots, np.empty((len(slots), 0))), ended=ended) == wanted
 
 
 def window_of(one, end, first):
