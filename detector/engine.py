@@ -5,6 +5,7 @@ What a window gets does not depend on the other windows of its batch. `Detector.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from detector.entity_table import EntityTable
 from detector.fused import FusedDenoiser, Precision, can_fuse
 from detector.manifest import Manifest
 from detector.noise import slot_noise
+from detector.threads import side_by_side
 
 # Normal values fill [-1, 1], so nothing beyond is ever expected (the clipping of x0 in Ho et al.'s sampler).
 EXPECTED_LIMIT = 1.0
@@ -83,6 +85,7 @@ class Detector:
         self.numeric = [i for i, kind in enumerate(kinds) if kind == "numeric"]
         self.commands = [i for i, kind in enumerate(kinds) if kind == "command"]
         self._start_count = len(manifest.scoring.starts)
+        self._pool: ThreadPoolExecutor | None = None
 
     def score(self, windows: WindowBatch, recent: int | None = None) -> WindowScores:
         """Score windows; see `WindowScores`. Raises ValueError on a wrong shape, FloatingPointError on a NaN score.
@@ -90,8 +93,7 @@ class Detector:
         recent: how many of a window's newest slots are wanted, all if it is None. A new window's are the slots that
         are new and the `final_delay` before them.
         """
-        chunk = max(1, RUNS_PER_PASS // self._start_count)
-        return self._score(windows, chunk, self._reconstruct, recent)
+        return self._score(windows, self._chunk(len(windows.entities)), self._reconstruct, recent)
 
     def score_plainly(self, windows: WindowBatch) -> WindowScores:
         """Score as `score` does, window by window, start by start, with kernels built anew in every call."""
@@ -148,24 +150,40 @@ class Detector:
             found.append(self._comparison.views(inputs, self._reconstruct(inputs), length, own_slots))
         return found
 
-    @torch.inference_mode()
+    def _chunk(self, windows: int) -> int:
+        """Return how many windows a pass takes: no more than a cache holds, and some for every thread."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        return max(1, min(RUNS_PER_PASS // self._start_count, -(-windows // threads)))
+
     def _score(
         self, windows: WindowBatch, chunk: int, reconstruct: Callable[[Inputs], Tensor], recent: int | None = None
     ) -> WindowScores:
         self._check(windows)
+        if not len(windows.entities):
+            return self._nothing()
         length = self.manifest.geometry.length
         recent = length if recent is None else min(max(recent, 1), length)
-        slots = self._comparison.slots_for(recent)
-        parts = []
-        for part in _chunks(windows, chunk):
+
+        @torch.inference_mode()
+        def work(part: WindowBatch) -> tuple[Tensor, ...]:
             inputs = self._inputs(part)
-            views = self._comparison.views(inputs, reconstruct(inputs), slots)
-            parts.append(self._comparison.scores(views, recent))
-        if not parts:
-            return self._nothing()
+            views = self._comparison.views(inputs, reconstruct(inputs), self._comparison.slots_for(recent))
+            return self._comparison.scores(views, recent)
+
+        parts = self._side_by_side(work, _chunks(windows, chunk))
         fields = [torch.cat(field).cpu().numpy() for field in zip(*parts, strict=True)]
         _refuse_non_finite(windows, fields[0], fields[1], self.numeric)
         return WindowScores(*(_widened(field, length) for field in fields))
+
+    def _side_by_side(
+        self, work: Callable[[WindowBatch], tuple[Tensor, ...]], parts: list[WindowBatch]
+    ) -> list[tuple[Tensor, ...]]:
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
+            return [work(part) for part in parts]
+        if self._pool is None:
+            self._pool = side_by_side(threads)
+        return list(self._pool.map(work, parts))
 
     def _nothing(self) -> WindowScores:
         length = self.manifest.geometry.length

@@ -3,16 +3,18 @@
 Owns the walk over recorded series; knows no file and no broker.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from detector.decision import WindowView, decide, initial_moments
 from detector.engine import WindowBatch
 from detector.models import Model
+from detector.threads import mapped
 from stream.contracts import ScoreBlock, SourceRange, WindowNotice
 from stream.frames import frame
 from stream.grid import Geometry
@@ -78,6 +80,11 @@ def score_series(model: Model, series: Series, *, explain: bool = False) -> Seri
             _put(result, series, block, known=False)
             _explain(result, series, block, last, view)
     return result
+
+
+def score_all(model: Model, every: Iterable[Series], *, explain: bool = False) -> Iterator[SeriesScores]:
+    """Yield `score_series` of each series in order, as many side by side as torch has threads."""
+    return mapped(lambda series: score_series(model, series, explain=explain), every, torch.get_num_threads())
 
 
 def cut_series(geometry: Geometry, series: Series, *, ended: bool = True) -> list[Cut]:

@@ -3,6 +3,7 @@ from dataclasses import fields, replace
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from detector.engine import Detector, WindowBatch, WindowScores
 from detector.manifest import CompanionConfig, ScoringConfig
@@ -77,6 +78,14 @@ def test_the_newest_slots_alone_score_as_in_the_whole_window(
         found, wanted = getattr(newest, field.name), getattr(whole, field.name)
         np.testing.assert_allclose(found[..., -recent:], wanted[..., -recent:], rtol=1e-5, atol=1e-5)
         assert np.isnan(found[..., :-recent]).all()
+
+
+def test_a_batch_shared_by_threads_scores_the_same(
+    detector: Detector, windows: WindowBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = detector.score_plainly(windows)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert_same(detector.score(windows), wanted)
 
 
 def test_no_windows_give_no_scores(detector: Detector, windows: WindowBatch) -> None:

@@ -3,6 +3,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +11,7 @@ from detector.decision import initial_moments
 from detector.engine import Detector, WindowBatch
 from detector.manifest import DecisionConfig, ScoringConfig
 from detector.models import Model
-from detector.offline import cut_series, score_series
+from detector.offline import cut_series, score_all, score_series
 from stream.grid import Geometry
 from stream.heads import Head
 from tests.builders import untrained
@@ -191,3 +192,14 @@ def with_decision(**changes):
     decision = msgspec.structs.replace(MANIFEST.decision, **changes)
     manifest = msgspec.structs.replace(MANIFEST, decision=decision)
     return Model(Detector(manifest, WEIGHTS), MODEL.columns)
+
+
+def test_series_scored_side_by_side_score_as_one_by_one(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    together = list(score_all(MODEL, iter(ALL.values())))
+    assert [found.entity for found in together] == [one.entity for one in ALL.values()]
+    monkeypatch.undo()
+    for found, one in zip(together, ALL.values(), strict=True):
+        alone = score_series(MODEL, one)
+        np.testing.assert_allclose(found.score, alone.score, rtol=1e-5)
+        np.testing.assert_array_equal(found.pred, alone.pred)
