@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detector.decision import WindowView, decide, initial_moments
+from detector.decision import Decision, WindowView, decide, initial_moments
 from detector.engine import WindowBatch
 from detector.models import Model
 from detector.threads import mapped
@@ -57,34 +57,95 @@ class SeriesScores(NamedTuple):
     expected: NDArray[np.float32] | None = None
 
 
+class _Piece(NamedTuple):
+    """Windows of one series that follow each other. first, last: whether they begin and end it."""
+
+    series: Series
+    cuts: list[Cut]
+    first: bool
+    last: bool
+
+
 def score_series(model: Model, series: Series, *, explain: bool = False) -> SeriesScores:
     """Score the rows of one entity as the live pipeline does.
 
     The rows behind the last live window get one window more; the last `final_delay` rows get the final score of a
     series that ends there. explain: fill `residual` and `expected` too.
     """
-    result = _empty(series, len(model.numeric) if explain else None)
-    moments = initial_moments(model.manifest, model.calibration(series.entity))
-    cuts = cut_series(model.manifest.geometry, series)
-    for start in range(0, len(cuts), _BATCH_WINDOWS):
-        part = cuts[start : start + _BATCH_WINDOWS]
-        for notice, view in zip(_notices(model, series, part), _views(model, series, part), strict=True):
-            decision = decide(model.manifest, model.numeric_names, notice, view, moments)
-            moments = decision.moments
-            for block in decision.blocks:
-                _put(result, series, block, known=True)
-                _explain(result, series, block, notice, view)
-    last = msgspec.structs.replace(notice, final_delay=0, new_slots=notice.final_delay)
-    for block in decide(model.manifest, model.numeric_names, last, view, moments).blocks:
-        if block.stage == "final":
-            _put(result, series, block, known=False)
-            _explain(result, series, block, last, view)
-    return result
+    return next(score_all(model, [series], explain=explain))
 
 
 def score_all(model: Model, every: Iterable[Series], *, explain: bool = False) -> Iterator[SeriesScores]:
-    """Yield `score_series` of each series in order, as many side by side as torch has threads."""
-    return mapped(lambda series: score_series(model, series, explain=explain), every, torch.get_num_threads())
+    """Yield `score_series` of each series in order; windows of several entities share a pass.
+
+    Passes run side by side, as many as torch has threads, ahead of the judgement.
+    """
+    threads = torch.get_num_threads() if model.detector.device.type == "cpu" else 1
+    batches = _batches(model.manifest.geometry, every)
+
+    def work(batch: list[_Piece]) -> tuple[list[_Piece], list[WindowView]]:
+        return batch, _score(model, batch)
+
+    judge: _Judge | None = None
+    for batch, views in map(work, batches) if threads == 1 else mapped(work, batches, threads):
+        rest = iter(views)
+        for piece in batch:
+            judge = _Judge(model, piece.series, explain=explain) if judge is None or piece.first else judge
+            judge.add(piece.cuts, rest)
+            if piece.last:
+                yield judge.finish()
+
+
+def _batches(geometry: Geometry, every: Iterable[Series]) -> Iterator[list[_Piece]]:
+    """Fill batches with the windows of one series after the other."""
+    batch, room = list[_Piece](), _BATCH_WINDOWS
+    for series in every:
+        cuts, start = cut_series(geometry, series), 0
+        while start < len(cuts):
+            end = min(start + room, len(cuts))
+            batch.append(_Piece(series, cuts[start:end], start == 0, end == len(cuts)))
+            room -= end - start
+            start = end
+            if room == 0:
+                yield batch
+                batch, room = [], _BATCH_WINDOWS
+    if batch:
+        yield batch
+
+
+class _Judge:
+    """Follows one series window by window and enters what they say into its rows."""
+
+    def __init__(self, model: Model, series: Series, *, explain: bool) -> None:
+        """Know only what training said of the entity."""
+        self._model, self._series = model, series
+        self._result = _empty(series, len(model.numeric) if explain else None)
+        self._moments = initial_moments(model.manifest, model.calibration(series.entity))
+
+    def add(self, cuts: Sequence[Cut], views: Iterator[WindowView]) -> None:
+        """Judge the next windows; takes as many views."""
+        for notice in _notices(self._model, self._series, cuts):
+            self._newest = notice, next(views)
+            decision = self._decide(*self._newest)
+            self._moments = decision.moments
+            for block in decision.blocks:
+                self._enter(block, *self._newest, known=True)
+
+    def finish(self) -> SeriesScores:
+        """Give the last rows the final score of a series that ends here, and return all."""
+        notice, view = self._newest
+        last = msgspec.structs.replace(notice, final_delay=0, new_slots=notice.final_delay)
+        for block in self._decide(last, view).blocks:
+            if block.stage == "final":
+                self._enter(block, last, view, known=False)
+        return self._result
+
+    def _decide(self, notice: WindowNotice, view: WindowView) -> Decision:
+        return decide(self._model.manifest, self._model.numeric_names, notice, view, self._moments)
+
+    def _enter(self, block: ScoreBlock, notice: WindowNotice, view: WindowView, *, known: bool) -> None:
+        _put(self._result, self._series, block, known=known)
+        _explain(self._result, self._series, block, notice, view)
 
 
 def cut_series(geometry: Geometry, series: Series, *, ended: bool = True) -> list[Cut]:
@@ -158,17 +219,29 @@ def _notices(model: Model, series: Series, cuts: Sequence[Cut]) -> list[WindowNo
     ]
 
 
-def _views(model: Model, series: Series, cuts: Sequence[Cut]) -> Iterator[WindowView]:
-    length = model.manifest.geometry.length
-    ends = np.array([cut.end_slot for cut in cuts], dtype=np.int64)
-    values = frame(series.slots, series.values, ends, length)
-    for window, cut in zip(values, cuts, strict=True):
-        window[:, : max(0, cut.first_slot - (cut.end_slot - length + 1))] = np.nan  # rows of an earlier life
-    recent = max(cut.new_slots for cut in cuts) + model.manifest.geometry.final_delay
-    scores = model.detector.score(WindowBatch([series.entity] * len(cuts), ends, values), recent)
+def _views(model: Model, series: Series, cuts: Sequence[Cut]) -> list[WindowView]:
+    return _score(model, [_Piece(series, list(cuts), first=True, last=True)])
+
+
+def _score(model: Model, batch: Sequence[_Piece]) -> list[WindowView]:
+    """Cut and score the windows of a batch."""
+    ends = np.array([cut.end_slot for piece in batch for cut in piece.cuts], dtype=np.int64)
+    values = np.concatenate([_frames(piece, model.manifest.geometry.length) for piece in batch])
+    entities = [piece.series.entity for piece in batch for _ in piece.cuts]
+    newest = max(cut.new_slots for piece in batch for cut in piece.cuts)
+    windows = WindowBatch(entities, ends, values)
+    scores = model.detector.score(windows, newest + model.manifest.geometry.final_delay)
     numeric = values[:, model.numeric]
     columns = (numeric, scores.provisional, scores.final, scores.residual, scores.expected, scores.band)
-    return (WindowView(*window) for window in zip(*columns, strict=True))
+    return [WindowView(*window) for window in zip(*columns, strict=True)]
+
+
+def _frames(piece: _Piece, length: int) -> NDArray[np.float32]:
+    ends = np.array([cut.end_slot for cut in piece.cuts], dtype=np.int64)
+    values = frame(piece.series.slots, piece.series.values, ends, length)
+    for window, cut in zip(values, piece.cuts, strict=True):
+        window[:, : max(0, cut.first_slot - (cut.end_slot - length + 1))] = np.nan  # rows of an earlier life
+    return values
 
 
 def _empty(series: Series, channels: int | None) -> SeriesScores:

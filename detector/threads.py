@@ -21,10 +21,10 @@ def side_by_side(count: int) -> ThreadPoolExecutor:
 
 
 def mapped(work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
-    """Yield `work` of each item in order, at most `count` of them in progress or waiting to be taken."""
+    """Yield `work` of each item in order; `count` are in progress at a time, and one more may wait to be taken."""
     with side_by_side(count) as pool:
         rest = iter(items)
-        begun = [pool.submit(work, item) for item in islice(rest, count)]
+        begun = [pool.submit(work, item) for item in islice(rest, count + 1)]
         while begun:
             result = begun.pop(0).result()
             begun += [pool.submit(work, item) for item in islice(rest, 1)]
