@@ -97,16 +97,27 @@ class Detector:
 
     def score_plainly(self, windows: WindowBatch) -> WindowScores:
         """Score as `score` does, window by window, start by start, with kernels built anew in every call."""
+        plain = self.plain_denoiser()
+        return self.score_with(windows, lambda inputs: self._reconstruct_plainly(plain, inputs))
+
+    def score_with(
+        self, windows: WindowBatch, reconstruct: Callable[[Inputs], Tensor], recent: int | None = None
+    ) -> WindowScores:
+        """Score window by window what `reconstruct` expects, (S, B, C, L) in scaled units; see `score`."""
+        return self._score(windows, 1, reconstruct, recent)
+
+    def plain_denoiser(self) -> Denoiser:
+        """Return the network as it was trained, nothing prepared."""
         plain = Denoiser(self.manifest.denoiser).to(self.device).eval()
         plain.load_state_dict(self.denoiser.state_dict())
-        return self._score(windows, 1, lambda inputs: self._reconstruct_plainly(plain, inputs))
+        return plain
 
     @torch.inference_mode()
     def reconstruct(self, windows: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return x (B, C, L), NaN where missing, and its reconstructions (S, B, C, L), in scaled units."""
         self._check(windows)
         chunk = max(1, RUNS_PER_PASS // self._start_count)
-        parts = [self._inputs(part) for part in _chunks(windows, chunk)]
+        parts = [self.inputs(part) for part in _chunks(windows, chunk)]
         expected = torch.cat([self._reconstruct(part) for part in parts], 1)
         x = torch.cat([part.x.where(part.valid, torch.nan) for part in parts])
         return x.cpu().numpy(), expected.cpu().numpy()
@@ -118,7 +129,7 @@ class Detector:
         There noise hides all but the slow parts of the windows' own values, so the rest follows from the commands.
         """
         self._check(windows)
-        inputs = self._inputs(windows, [self.schedule.timesteps])
+        inputs = self.inputs(windows, [self.schedule.timesteps])
         return self._calibration.raw(self._reconstruct(inputs, steps=1)[0], inputs.row).cpu().numpy()
 
     @torch.inference_mode()
@@ -145,7 +156,7 @@ class Detector:
         slots = torch.arange(1 - length, 1, device=self.device)
         found = []
         for part in _chunks(windows, chunk):
-            inputs = self._inputs(part)
+            inputs = self.inputs(part)
             own_slots = torch.from_numpy(part.end_slots).to(self.device)[:, None] + slots
             found.append(self._comparison.views(inputs, self._reconstruct(inputs), length, own_slots))
         return found
@@ -166,7 +177,7 @@ class Detector:
 
         @torch.inference_mode()
         def work(part: WindowBatch) -> tuple[Tensor, ...]:
-            inputs = self._inputs(part)
+            inputs = self.inputs(part)
             views = self._comparison.views(inputs, reconstruct(inputs), self._comparison.slots_for(recent))
             return self._comparison.scores(views, recent)
 
@@ -198,7 +209,7 @@ class Detector:
                 f"got values {windows.values.shape} and end slots {windows.end_slots.shape}"
             )
 
-    def _inputs(self, windows: WindowBatch, starts: Sequence[int] | None = None) -> Inputs:
+    def inputs(self, windows: WindowBatch, starts: Sequence[int] | None = None) -> Inputs:
         """Turn windows into the network's terms. starts: start timesteps, where not those that are scored from."""
         starts = self.manifest.scoring.starts if starts is None else starts
         row = self._calibration.rows(windows.entities)
