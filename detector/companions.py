@@ -17,6 +17,8 @@ from detector.manifest import CompanionConfig
 STILL = 0.02
 # At most so many rows make a group in the search for the largest.
 _GROUPED_ROWS = 32
+# Slots that are searched for at once: few enough for what is found of all windows to stay in a core's cache.
+_QUERIES = 384
 # Where the fitted tensors stand among a checkpoint's weights.
 PREFIX = "companions."
 
@@ -88,11 +90,15 @@ class Companions(nn.Module):
     def _search(self, queries: Tensor, row: int, own_slots: Tensor | None) -> Tensor:
         """Return which training window is nearest to each query (Q, C W), (Q,)."""
         known = self.windows[row].flatten(1)  # (M, C W)
-        closeness = torch.addmm(-known.square().sum(1, keepdim=True) / 2, known, queries.T)  # (M, Q)
-        if own_slots is not None:
-            apart = (self.window_slots[row][:, None] - own_slots).abs()
-            closeness = closeness.masked_fill(apart < self.windows.shape[-1], -torch.inf)
-        return largest_of_each_column(closeness)
+        half_norm = known.square().sum(1, keepdim=True) / 2
+        found = []
+        for start in range(0, len(queries), _QUERIES):
+            closeness = torch.addmm(half_norm, known, queries[start : start + _QUERIES].T, beta=-1)  # (M, Q)
+            if own_slots is not None:
+                apart = (self.window_slots[row][:, None] - own_slots[start : start + _QUERIES]).abs()
+                closeness = closeness.masked_fill(apart < self.windows.shape[-1], -torch.inf)
+            found.append(largest_of_each_column(closeness))
+        return torch.cat(found)
 
 
 def largest_of_each_column(values: Tensor) -> Tensor:
