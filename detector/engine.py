@@ -25,8 +25,8 @@ from detector.threads import side_by_side
 
 # Normal values fill [-1, 1], so nothing beyond is ever expected (the clipping of x0 in Ho et al.'s sampler).
 EXPECTED_LIMIT = 1.0
-# Network runs in one pass (windows times starts): few enough for activations to stay in a core's cache.
-RUNS_PER_PASS = 64
+# Windows and network runs (windows times starts) in one pass: few enough for activations to stay in a core's cache.
+WINDOWS_PER_PASS, RUNS_PER_PASS = 32, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +164,7 @@ class Detector:
     def _chunk(self, windows: int) -> int:
         """Return how many windows a pass takes: no more than a cache holds, and some for every thread."""
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        return max(1, min(RUNS_PER_PASS // self._start_count, -(-windows // threads)))
+        return max(1, min(WINDOWS_PER_PASS, RUNS_PER_PASS // self._start_count, -(-windows // threads)))
 
     def _score(
         self, windows: WindowBatch, chunk: int, reconstruct: Callable[[Inputs], Tensor], recent: int | None = None

@@ -255,34 +255,32 @@ def _empty(series: Series, channels: int | None) -> SeriesScores:
     return scores._replace(residual=wide, expected=wide.copy())
 
 
-def _rows(series: Series, block: ScoreBlock) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the rows that a block's slots belong to, and which of the slots have a row, (slots,)."""
-    slots = np.arange(block.start_slot, block.start_slot + len(block.scores))
-    row = np.searchsorted(series.slots, slots).clip(max=len(series.slots) - 1)
-    present = series.slots[row] == slots
-    return row[present], present
+def _rows(series: Series, block: ScoreBlock) -> tuple[slice, NDArray[np.int64]]:
+    """Return the rows that a block's slots belong to, and which of the slots have a row, by place in the block."""
+    first, after = np.searchsorted(series.slots, [block.start_slot, block.start_slot + len(block.scores)]).tolist()
+    return slice(first, after), series.slots[first:after] - block.start_slot
 
 
 def _put(result: SeriesScores, series: Series, block: ScoreBlock, *, known: bool) -> None:
     """Enter a block's scores into the rows they belong to. known: whether a final score has all it waits for."""
-    row, present = _rows(series, block)
+    rows, present = _rows(series, block)
     scores = np.array(block.scores, dtype=np.float64)[present]
     if block.stage == "provisional":
-        result.provisional[row] = scores
+        result.provisional[rows] = scores
         return
-    result.score[row] = scores
-    result.p_value[row] = np.array(block.p_values, dtype=np.float64)[present]
-    result.pred[row] = np.array(block.preds)[present]
-    result.final[row] = known
+    result.score[rows] = scores
+    result.p_value[rows] = np.array(block.p_values, dtype=np.float64)[present]
+    result.pred[rows] = np.array(block.preds)[present]
+    result.final[rows] = known
 
 
 def _explain(result: SeriesScores, series: Series, block: ScoreBlock, notice: WindowNotice, view: WindowView) -> None:
     """Enter what the window says of the channels into the rows whose score it makes final."""
     if result.residual is None or result.expected is None or block.stage == "provisional":
         return
-    row, _ = _rows(series, block)
-    position = series.slots[row] - (notice.end_slot - notice.length + 1)
-    row, position = row[position >= 0], position[position >= 0]
+    rows, _ = _rows(series, block)
+    position = series.slots[rows] - (notice.end_slot - notice.length + 1)
+    rows, position = slice(rows.stop - (position >= 0).sum(), rows.stop), position[position >= 0]
     missing = np.isnan(view.values[:, position])
-    result.residual[row] = np.where(missing, np.float32(np.nan), view.residual[:, position]).T
-    result.expected[row] = view.expected[:, position].T
+    result.residual[rows] = np.where(missing, np.float32(np.nan), view.residual[:, position]).T
+    result.expected[rows] = view.expected[:, position].T

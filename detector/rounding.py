@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 
 # Smaller numbers are rounded as this one is.
 _SMALLEST = 1e-12
+# Powers of ten up to 1e22 are exact floats.
+_POWERS = 10.0 ** np.arange(23)
 
 
 def nullable(values: NDArray[np.float64], digits: int) -> list[float | None]:
@@ -12,8 +14,11 @@ def nullable(values: NDArray[np.float64], digits: int) -> list[float | None]:
 
     A whole number over a power of ten up to 1e22 gives the float that is nearest to the decimal, so it prints short.
     """
-    known = np.where(np.isnan(values), 1.0, values)
-    places = digits - 1 - np.floor(np.log10(np.maximum(np.abs(known), _SMALLEST)))
-    up, down = 10.0 ** np.maximum(places, 0), 10.0 ** np.maximum(-places, 0)
-    rounded = (np.rint(known * up / down) * down / up).tolist()
-    return [None if missing else value for value, missing in zip(rounded, np.isnan(values).tolist(), strict=True)]
+    missing = np.isnan(values)
+    known = np.where(missing, 1.0, values)
+    places = digits - 1 - np.floor(np.log10(np.maximum(np.abs(known), _SMALLEST))).astype(np.int64)
+    up, down = _POWERS[np.clip(places, 0, 22)], _POWERS[np.clip(-places, 0, 22)]
+    rounded: list[float | None] = (np.rint(known * up / down) * down / up).tolist()
+    for place in np.flatnonzero(missing).tolist():
+        rounded[place] = None
+    return rounded
