@@ -1,5 +1,6 @@
 from io import StringIO
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -11,6 +12,8 @@ def test_every_figure_of_training_is_there(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(training, "_PROBE_STEPS", 4)
     monkeypatch.setattr(training, "_HASH_STEPS", 2)
     monkeypatch.setattr(training, "_CHECKS", 2)
+    monkeypatch.setattr(training, "_L1_WINDOWS", 8)
+    monkeypatch.setattr(training, "_PRESET", msgspec.structs.replace(training._PRESET, batch=4))
     monkeypatch.setattr(training, "_MADE_ROWS", 700)
     report = run(Console(file=StringIO()), Load(minutes=0.02))
     assert report.same_weights
