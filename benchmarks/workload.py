@@ -75,13 +75,13 @@ def make_values(shape: Shape, entities: int, rows: int, seed: int) -> NDArray[np
     return np.concatenate([numeric, np.cumsum(toggles, 1) % 2], -1).astype(np.float32)
 
 
-def add_spikes(values: NDArray[np.float32], shape: Shape, every: int, seed: int) -> None:
+def add_spikes(values: NDArray[np.float32], shape: Shape, every: int, seed: int, height: float = SPIKE_HEIGHT) -> None:
     """Raise all numeric channels far out of their range once in `every` slots of each entity, at random places."""
     generator = np.random.default_rng(seed)
     for of_entity in values:
         for begin in range(every, len(of_entity) - every, every):
             at = begin + int(generator.integers(0, every - SPIKE_SLOTS))
-            of_entity[at : at + SPIKE_SLOTS, : shape.numeric] += SPIKE_HEIGHT
+            of_entity[at : at + SPIKE_SLOTS, : shape.numeric] += height
 
 
 def to_samples(family: FamilySettings, values: NDArray[np.float32], first_slot: int = FIRST_SLOT) -> Iterator[Sample]:
@@ -119,7 +119,7 @@ def publish_model(registry: Registry, shape: Shape, starts: tuple[int, ...], see
     preset = msgspec.structs.replace(
         PRESETS["small"], scoring=msgspec.structs.replace(PRESETS["small"].scoring, starts=starts)
     )
-    dataset = _normal(shape, make_values(shape, _TRAINED_ENTITIES, _TRAINING_ROWS, seed))
+    dataset = make_dataset(shape, make_values(shape, _TRAINED_ENTITIES, _TRAINING_ROWS, seed))
     trained = train(dataset, name=FAMILY, preset=preset, train_steps=1, seed=seed)
     manifest = calibrate(trained)
     golden = golden_windows(Detector(manifest, trained.weights), dataset)
@@ -128,7 +128,8 @@ def publish_model(registry: Registry, shape: Shape, starts: tuple[int, ...], see
     return msgspec.structs.replace(manifest, version=version)
 
 
-def _normal(shape: Shape, values: NDArray[np.float32]) -> Dataset:
+def make_dataset(shape: Shape, values: NDArray[np.float32]) -> Dataset:
+    """Make a data set of rows (E, rows, C) that end before FIRST_SLOT."""
     family = make_family(shape, PRESETS["small"].geometry.slack)
     channels = [Channel(name, "numeric") for name in family.numeric]
     channels += [Channel(name, "command") for name in family.commands]

@@ -15,6 +15,10 @@ from detector.manifest import CompanionConfig
 
 # Added to a channel's deviation before its logarithm, in scaled units: below, nothing counts as movement.
 STILL = 0.02
+# At most so many rows make a group in the search for the largest.
+_GROUPED_ROWS = 32
+# Slots that are searched for at once: few enough for what is found of all windows to stay in a core's cache.
+_QUERIES = 384
 # Where the fitted tensors stand among a checkpoint's weights.
 PREFIX = "companions."
 
@@ -44,65 +48,97 @@ class Companions(nn.Module):
         self.register_buffer("usual_activity", torch.zeros(rows, numeric))
         self._activity = config.activity
 
-    def forward(self, x: Tensor, valid: Tensor, row: Tensor, own_slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return residuals and expected values of the views, each (3, B, C, L) in scaled units.
+    def forward(
+        self, x: Tensor, valid: Tensor, row: Tensor, own_slots: Tensor | None = None, *, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Return residuals and expected values of the views from position `first` on, each (3, B, C, L - first).
 
-        The activity's residual is a difference of logarithms, and it expects the mean around a slot.
+        In scaled units. The activity's residual is a difference of logarithms, and it expects the mean around a slot.
 
         x: (B, C, L), 0 where missing. valid: boolean, same shape. row: (B,) of the entities. own_slots: (B, L), given
         for training data: windows that overlap a slot's own don't count as its neighbours.
         """
         filled = fill_gaps(x, valid)
-        predicted = self._predict(filled, row)
-        distance, nearest = self._nearest(filled, row, own_slots)
-        log_deviation, mean = activity(x, valid, self._activity)
+        predicted = self._predict(filled, row, first)
+        distance, nearest = self._nearest(filled, row, own_slots, first)
+        log_deviation, mean = activity(x, valid, self._activity, first)
         unusual = (log_deviation - self.usual_activity[row][..., None]).abs()
-        return torch.stack([(x - predicted).abs(), distance, unusual]), torch.stack([predicted, nearest, mean])
+        off = (x[..., first:] - predicted).abs()
+        return torch.stack([off, distance, unusual]), torch.stack([predicted, nearest, mean])
 
-    def _predict(self, filled: Tensor, row: Tensor) -> Tensor:
+    def _predict(self, filled: Tensor, row: Tensor, first: int) -> Tensor:
         """Predict every slot from the `lags` slots before it; the first value stands for those before the window."""
-        lags = self.coefficients.shape[-1]
-        past = F.pad(filled, (lags, 0), mode="replicate")[..., :-1]  # (B, C, L + lags - 1)
+        past = _reach_back(filled, self.coefficients.shape[-1], first)[..., :-1]  # (B, C, L - first + lags - 1)
         kernel = self.coefficients[row].flatten(0, 1)[:, None]  # (B C, 1, lags)
         predicted = F.conv1d(past.flatten(0, 1)[None], kernel, groups=len(kernel))
-        return predicted.view(filled.shape) + self.intercept[row][..., None]
+        return predicted.view(*filled.shape[:2], -1) + self.intercept[row][..., None]
 
-    def _nearest(self, filled: Tensor, row: Tensor, own_slots: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _nearest(self, filled: Tensor, row: Tensor, own_slots: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
         """Return the root mean square distance to the nearest training window by channel, and its middle value."""
         size = self.windows.shape[-1]
-        padded = F.pad(filled, (size // 2, size - 1 - size // 2), mode="replicate")
-        around = padded.unfold(-1, size, 1).transpose(1, 2)  # (B, L, C, W)
-        found = [
-            self._nearest_of_one(queries, int(entity), None if own_slots is None else own_slots[index])
-            for index, (queries, entity) in enumerate(zip(around, row, strict=True))
-        ]
-        nearest = torch.stack(found)  # (B, L, C, W)
-        distance = (around - nearest).square().mean(-1).sqrt()  # (B, L, C)
+        padded = F.pad(_reach_back(filled, size // 2, first), (0, size - 1 - size // 2), mode="replicate")
+        around = padded.unfold(-1, size, 1).transpose(1, 2)  # (B, n, C, W)
+        place = torch.empty(around.shape[:2], dtype=torch.int64, device=filled.device)
+        for entity in set(row.tolist()):  # one search for all windows of an entity
+            own = row == entity
+            slots = None if own_slots is None else own_slots[own, first:].flatten()
+            place[own] = self._search(around[own].flatten(0, 1).flatten(1), entity, slots).view(-1, around.shape[1])
+        nearest = self.windows[row[:, None], place]  # (B, n, C, W)
+        distance = (around - nearest).square().mean(-1).sqrt()  # (B, n, C)
         return distance.transpose(1, 2), nearest[..., size // 2].transpose(1, 2)
 
-    def _nearest_of_one(self, queries: Tensor, row: int, own_slots: Tensor | None) -> Tensor:
+    def _search(self, queries: Tensor, row: int, own_slots: Tensor | None) -> Tensor:
+        """Return which training window is nearest to each query (Q, C W), (Q,)."""
         known = self.windows[row].flatten(1)  # (M, C W)
-        closeness = queries.flatten(1) @ known.T - known.square().sum(1) / 2  # (L, M)
-        if own_slots is not None:
-            apart = (own_slots[:, None] - self.window_slots[row]).abs()
-            closeness = closeness.masked_fill(apart < self.windows.shape[-1], -torch.inf)
-        return self.windows[row, closeness.argmax(1)]
+        half_norm = known.square().sum(1, keepdim=True) / 2
+        found = []
+        for start in range(0, len(queries), _QUERIES):
+            closeness = torch.addmm(half_norm, known, queries[start : start + _QUERIES].T, beta=-1)  # (M, Q)
+            if own_slots is not None:
+                apart = (self.window_slots[row][:, None] - own_slots[start : start + _QUERIES]).abs()
+                closeness = closeness.masked_fill(apart < self.windows.shape[-1], -torch.inf)
+            found.append(largest_of_each_column(closeness))
+        return torch.cat(found)
 
 
-def activity(x: Tensor, valid: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def largest_of_each_column(values: Tensor) -> Tensor:
+    """Return the row of the largest value of each column of (M, Q), (Q,).
+
+    First the largest of each group of rows, which processors find many columns at a time, then where in its group: a
+    plain argmax takes five times as long.
+    """
+    rows, columns = values.shape
+    size = next(size for size in range(_GROUPED_ROWS, 0, -1) if rows % size == 0)
+    groups = values.view(size, -1, columns)  # row = place in the group * number of groups + group
+    group = groups.amax(0).max(0).indices  # (Q,)
+    members = groups.gather(1, group.expand(size, 1, -1))[:, 0]  # (size, Q)
+    return members.max(0).indices * groups.shape[1] + group
+
+
+def _reach_back(values: Tensor, count: int, first: int) -> Tensor:
+    """Return values (B, C, L) from `count` positions before `first` on; before a window stands its first value."""
+    missing = max(0, count - first)
+    return F.pad(values[..., first - count + missing :], (missing, 0), mode="replicate")
+
+
+def activity(x: Tensor, valid: Tensor, size: int, first: int = 0) -> tuple[Tensor, Tensor]:
     """Return the logarithm of the deviation of present values within `size` slots around each, and their mean.
 
-    x: (B, C, L), 0 where missing, taken within INPUT_LIMIT. Slots beyond the window's ends don't count.
+    From position `first` on, each (B, C, L - first). x: (B, C, L), 0 where missing, taken within INPUT_LIMIT. Slots
+    beyond the window's ends don't count.
     """
-    x, present, length = x.clamp(-INPUT_LIMIT, INPUT_LIMIT), valid.double(), x.shape[-1]
-    sums = torch.stack([present, x * present, x.square() * present]).cumsum(-1)  # (3, B, C, L)
-    sums = F.pad(sums, (1, 0))
-    position, reach = torch.arange(length, device=x.device), size // 2
-    end, begin = (position + reach + 1).clamp(max=length), (position - reach).clamp(min=0)
+    reach, dtype = size // 2, x.dtype
+    start = max(0, first - reach)
+    present = valid[..., start:].double()
+    x = x[..., start:].clamp(-INPUT_LIMIT, INPUT_LIMIT) * present
+    sums = F.pad(torch.stack([present, x, x.square()]).cumsum(-1), (1, 0))  # (3, B, C, L - start + 1)
+    position = torch.arange(first - start, x.shape[-1], device=x.device)
+    end, begin = (position + reach + 1).clamp(max=x.shape[-1]), (position - reach).clamp(min=0)
     count, total, squares = sums[..., end] - sums[..., begin]
-    mean = total / count.clamp(min=1)
-    variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
-    return (variance.sqrt() + STILL).log().to(x.dtype), mean.to(x.dtype)
+    count = count.clamp(min=1)
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0)
+    return (variance.sqrt() + STILL).log().to(dtype), mean.to(dtype)
 
 
 def fill_gaps(x: Tensor, valid: Tensor) -> Tensor:

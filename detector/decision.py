@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from detector.floor import Floor, floor_deviations, floor_rule, follow_floor, start_floor
 from detector.levels import NO_SCORES, Level, follow_level
 from detector.manifest import EntityCalibration, Manifest, Moments, Tail
+from detector.rounding import nullable
 from stream.contracts import ChannelEvidence, ModelRef, ScoreBlock, Stage, WindowNotice
 
 EVIDENCE_CHANNELS = 3
@@ -233,8 +234,8 @@ def _block(
         start_slot=judged.first,
         ts_ms=judged.first * notice.interval_ms,
         interval_ms=notice.interval_ms,
-        scores=_nullable(judged.scores, 7),
-        p_values=_nullable(judged.p_values, 4),
+        scores=nullable(judged.scores, 7),
+        p_values=nullable(judged.p_values, 4),
         preds=judged.preds.tolist(),
         threshold=judged.threshold,
         channels=evidence,
@@ -285,8 +286,3 @@ def _channel_evidence(name: str, view: WindowView, channel: int, position: int, 
         low=expected - half,
         high=expected + half,
     )
-
-
-def _nullable(values: NDArray[np.float64], digits: int) -> list[float | None]:
-    """Round to significant digits, which keeps records small, and turn NaN into null."""
-    return [None if value != value else float(f"{value:.{digits}g}") for value in values.tolist()]

@@ -5,29 +5,28 @@ What a window gets does not depend on the other windows of its batch. `Detector.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector.companions import PREFIX, Companions
+from detector.companions import PREFIX
+from detector.comparison import Comparison, Inputs, Views
 from detector.denoiser import Denoiser
 from detector.diffusion import NoiseSchedule, ddim
-from detector.entity_table import INPUT_LIMIT, EntityTable
+from detector.entity_table import EntityTable
+from detector.fused import FusedDenoiser, Precision, can_fuse
 from detector.manifest import Manifest
 from detector.noise import slot_noise
-from detector.scoring import combine_views, smooth, smoothing_weights, top_channels
-from stream.contracts import Stage
+from detector.threads import side_by_side
 
 # Normal values fill [-1, 1], so nothing beyond is ever expected (the clipping of x0 in Ho et al.'s sampler).
 EXPECTED_LIMIT = 1.0
-# Network runs in one pass (windows times starts): few enough for activations to stay in a core's cache.
-RUNS_PER_PASS = 48
-# Mean plus standard deviation of |e| for normal e of standard deviation 1: sqrt(2 / pi) + sqrt(1 - 2 / pi).
-_SCALE_PER_SIGMA = 1.4007
+# Windows and network runs (windows times starts) in one pass: few enough for activations to stay in a core's cache.
+WINDOWS_PER_PASS, RUNS_PER_PASS = 32, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +45,8 @@ class WindowBatch:
 class WindowScores:
     """What the detector says of windows, float32. NaN scores mark slots without any present numeric channel.
 
+    Where only a window's newest slots were asked for, all fields are NaN in the others.
+
     provisional, final: (B, L); final is final only for slots whose `final_delay` later slots are inside the window.
     residual: (B, C, L), over scale and level, of the view that finds a value oddest, 0 where missing.
     expected: (B, C, L), raw units, what that view expected. band: (B, C, L), raw units, half-width of the normal band
@@ -59,84 +60,64 @@ class WindowScores:
     band: NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """Windows in the network's terms: x, valid (B, C, L), commands (B, K, L), entity (B,), starts (S,).
-
-    noise: (S, B, C, L).
-    """
-
-    x: Tensor
-    valid: Tensor
-    commands: Tensor
-    row: Tensor
-    entity: Tensor
-    starts: Tensor
-    noise: Tensor
-
-    def x_in(self) -> Tensor:
-        """Return what the network may see of x."""
-        return self.x.clamp(-INPUT_LIMIT, INPUT_LIMIT)
-
-
-class _Views(NamedTuple):
-    """What every start and companion says of windows: |x - expected| and expected, (V, B, C, L), scaled units."""
-
-    inputs: Inputs
-    residual: Tensor
-    expected: Tensor
-
-
-class _Groups(NamedTuple):
-    """Views on their own scale, those of all starts as one: (G, B, C, L). width: half-width of the normal band."""
-
-    residual: Tensor
-    expected: Tensor
-    width: Tensor
-
-
 class Detector:
     """A checkpoint in memory, ready to score windows of `manifest.geometry.length` slots."""
 
-    def __init__(self, manifest: Manifest, weights: dict[str, Tensor], device: str = "cpu") -> None:
-        """Build the network from the manifest and cache its kernels. Raises RuntimeError if the weights don't fit."""
+    def __init__(
+        self, manifest: Manifest, weights: dict[str, Tensor], device: str = "cpu", precision: Precision = "float32"
+    ) -> None:
+        """Build the network from the manifest and cache its kernels. Raises RuntimeError if the weights don't fit.
+
+        precision: of the network's products, whose sums and results it rounds too; the plain path knows only float32.
+        """
         self.manifest = manifest
         self.device = torch.device(device)
         config = manifest.denoiser
         self.denoiser = Denoiser(config)
         self.denoiser.load_state_dict({name: w for name, w in weights.items() if not name.startswith(PREFIX)})
         self.denoiser.to(self.device).eval()
-        self.companions = _companions(manifest, weights, self.device)
-        self.denoiser.prepare(manifest.geometry.length)
+        self._precision = precision
+        self._fast = self._prepare(manifest.geometry.length)
         self.schedule = NoiseSchedule(config.timesteps, config.beta_first, config.beta_last).to(self.device)
         self._calibration = EntityTable(manifest, self.device)
+        self._comparison = Comparison(manifest, weights, self._calibration, self.device)
         kinds = [channel.kind for channel in manifest.channels]
         self.numeric = [i for i, kind in enumerate(kinds) if kind == "numeric"]
         self.commands = [i for i, kind in enumerate(kinds) if kind == "command"]
         self._start_count = len(manifest.scoring.starts)
-        length, delay, scoring = manifest.geometry.length, manifest.geometry.final_delay, manifest.scoring
-        self._smoothing: dict[Stage, Tensor] = {
-            "provisional": smoothing_weights(scoring, length, 0, scoring.provisional_size).to(self.device),
-            "final": smoothing_weights(scoring, length, delay).to(self.device),
-        }
+        self._pool: ThreadPoolExecutor | None = None
 
-    def score(self, windows: WindowBatch) -> WindowScores:
-        """Score windows; see `WindowScores`. Raises ValueError on a wrong shape, FloatingPointError on a NaN score."""
-        chunk = max(1, RUNS_PER_PASS // self._start_count)
-        return self._score(windows, chunk, self._reconstruct)
+    def score(self, windows: WindowBatch, recent: int | None = None) -> WindowScores:
+        """Score windows; see `WindowScores`. Raises ValueError on a wrong shape, FloatingPointError on a NaN score.
+
+        recent: how many of a window's newest slots are wanted, all if it is None. A new window's are the slots that
+        are new and the `final_delay` before them.
+        """
+        return self._score(windows, self._chunk(len(windows.entities)), self._reconstruct, recent)
 
     def score_plainly(self, windows: WindowBatch) -> WindowScores:
         """Score as `score` does, window by window, start by start, with kernels built anew in every call."""
+        plain = self.plain_denoiser()
+        return self.score_with(windows, lambda inputs: self._reconstruct_plainly(plain, inputs))
+
+    def score_with(
+        self, windows: WindowBatch, reconstruct: Callable[[Inputs], Tensor], recent: int | None = None
+    ) -> WindowScores:
+        """Score window by window what `reconstruct` expects, (S, B, C, L) in scaled units; see `score`."""
+        return self._score(windows, 1, reconstruct, recent)
+
+    def plain_denoiser(self) -> Denoiser:
+        """Return the network as it was trained, nothing prepared."""
         plain = Denoiser(self.manifest.denoiser).to(self.device).eval()
         plain.load_state_dict(self.denoiser.state_dict())
-        return self._score(windows, 1, lambda inputs: self._reconstruct_plainly(plain, inputs))
+        return plain
 
     @torch.inference_mode()
     def reconstruct(self, windows: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return x (B, C, L), NaN where missing, and its reconstructions (S, B, C, L), in scaled units."""
         self._check(windows)
         chunk = max(1, RUNS_PER_PASS // self._start_count)
-        parts = [self._inputs(part) for part in _chunks(windows, chunk)]
+        parts = [self.inputs(part) for part in _chunks(windows, chunk)]
         expected = torch.cat([self._reconstruct(part) for part in parts], 1)
         x = torch.cat([part.x.where(part.valid, torch.nan) for part in parts])
         return x.cpu().numpy(), expected.cpu().numpy()
@@ -148,7 +129,7 @@ class Detector:
         There noise hides all but the slow parts of the windows' own values, so the rest follows from the commands.
         """
         self._check(windows)
-        inputs = self._inputs(windows, [self.schedule.timesteps])
+        inputs = self.inputs(windows, [self.schedule.timesteps])
         return self._calibration.raw(self._reconstruct(inputs, steps=1)[0], inputs.row).cpu().numpy()
 
     @torch.inference_mode()
@@ -158,37 +139,62 @@ class Detector:
         For windows of the training data, to calibrate on: what a companion remembers of them doesn't count.
         """
         parts = self._training_views(windows)
-        return torch.cat([p.residual.where(p.inputs.valid, torch.nan) for p in parts], 1).cpu().numpy()
+        return torch.cat([p.residual.where(p.valid, torch.nan) for p in parts], 1).cpu().numpy()
 
     @torch.inference_mode()
     def training_scores(self, windows: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return provisional and final scores by group before they are put on their levels, each (G, B, L)."""
-        parts = [self._smoothed(p.inputs, self._groups(p).residual) for p in self._training_views(windows)]
+        parts = [self._comparison.group_scores(views) for views in self._training_views(windows)]
         provisional, final = (
             torch.cat([part[stage] for part in parts], 1).cpu().numpy() for stage in ("provisional", "final")
         )
         return provisional, final
 
-    def _training_views(self, windows: WindowBatch) -> list[_Views]:
+    def _training_views(self, windows: WindowBatch) -> list[Views]:
         self._check(windows)
-        chunk = max(1, RUNS_PER_PASS // self._start_count)
-        slots = torch.arange(1 - self.manifest.geometry.length, 1, device=self.device)
-        return [
-            self._views(
-                self._inputs(part), self._reconstruct, torch.from_numpy(part.end_slots).to(self.device)[:, None] + slots
-            )
-            for part in _chunks(windows, chunk)
-        ]
+        chunk, length = max(1, RUNS_PER_PASS // self._start_count), self.manifest.geometry.length
+        slots = torch.arange(1 - length, 1, device=self.device)
+        found = []
+        for part in _chunks(windows, chunk):
+            inputs = self.inputs(part)
+            own_slots = torch.from_numpy(part.end_slots).to(self.device)[:, None] + slots
+            found.append(self._comparison.views(inputs, self._reconstruct(inputs), length, own_slots))
+        return found
 
-    @torch.inference_mode()
-    def _score(self, windows: WindowBatch, chunk: int, reconstruct: Callable[[Inputs], Tensor]) -> WindowScores:
+    def _chunk(self, windows: int) -> int:
+        """Return how many windows a pass takes: no more than a cache holds, and some for every thread."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        return max(1, min(WINDOWS_PER_PASS, RUNS_PER_PASS // self._start_count, -(-windows // threads)))
+
+    def _score(
+        self, windows: WindowBatch, chunk: int, reconstruct: Callable[[Inputs], Tensor], recent: int | None = None
+    ) -> WindowScores:
         self._check(windows)
-        parts = [self._scores(self._views(self._inputs(part), reconstruct)) for part in _chunks(windows, chunk)]
-        if not parts:
+        if not len(windows.entities):
             return self._nothing()
-        scores = WindowScores(*(torch.cat(field).cpu().numpy() for field in zip(*parts, strict=True)))
-        _refuse_non_finite(windows, scores, self.numeric)
-        return scores
+        length = self.manifest.geometry.length
+        recent = length if recent is None else min(max(recent, 1), length)
+
+        @torch.inference_mode()
+        def work(part: WindowBatch) -> tuple[Tensor, ...]:
+            inputs = self.inputs(part)
+            views = self._comparison.views(inputs, reconstruct(inputs), self._comparison.slots_for(recent))
+            return self._comparison.scores(views, recent)
+
+        parts = self._side_by_side(work, _chunks(windows, chunk))
+        fields = [torch.cat(field).cpu().numpy() for field in zip(*parts, strict=True)]
+        _refuse_non_finite(windows, fields[0], fields[1], self.numeric)
+        return WindowScores(*(_widened(field, length) for field in fields))
+
+    def _side_by_side(
+        self, work: Callable[[WindowBatch], tuple[Tensor, ...]], parts: list[WindowBatch]
+    ) -> list[tuple[Tensor, ...]]:
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
+            return [work(part) for part in parts]
+        if self._pool is None:
+            self._pool = side_by_side(threads)
+        return list(self._pool.map(work, parts))
 
     def _nothing(self) -> WindowScores:
         length = self.manifest.geometry.length
@@ -203,7 +209,7 @@ class Detector:
                 f"got values {windows.values.shape} and end slots {windows.end_slots.shape}"
             )
 
-    def _inputs(self, windows: WindowBatch, starts: Sequence[int] | None = None) -> Inputs:
+    def inputs(self, windows: WindowBatch, starts: Sequence[int] | None = None) -> Inputs:
         """Turn windows into the network's terms. starts: start timesteps, where not those that are scored from."""
         starts = self.manifest.scoring.starts if starts is None else starts
         row = self._calibration.rows(windows.entities)
@@ -231,16 +237,28 @@ class Detector:
         steps: network calls from each start, where not those that are scored by.
         """
         starts, batch = len(inputs.starts), len(inputs.x)
-        condition = self.denoiser.encode_condition(inputs.commands, inputs.entity)
+        condition = self._fast.encode_condition(inputs.commands, inputs.entity)
         valid = inputs.valid.float().repeat(starts, 1, 1)  # (S B, C, L)
         start = inputs.starts.repeat_interleave(batch)  # (S B,)
         x_t = self.schedule.q_sample(inputs.x_in().repeat(starts, 1, 1), start, inputs.noise.flatten(0, 1))
 
         def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
-            return self.denoiser(x_t * valid, valid, timestep, condition)  # type: ignore[no-any-return]
+            with self._autocast():
+                noise: Tensor = self._fast(x_t * valid, valid, timestep, condition)
+            return noise.float()
 
         x0 = ddim(self.schedule, denoise, x_t, start, steps or self.manifest.scoring.sampler_steps)
         return x0.view(starts, *inputs.x.shape).clamp(-EXPECTED_LIMIT, EXPECTED_LIMIT)
+
+    def _prepare(self, length: int) -> Denoiser | FusedDenoiser:
+        """Return what runs the network fastest on windows of this length."""
+        if can_fuse(self.denoiser, length, self._precision):
+            return FusedDenoiser(self.denoiser, length, self._precision)
+        self.denoiser.prepare(length)
+        return self.denoiser
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bfloat16")
 
     def _reconstruct_plainly(self, plain: Denoiser, inputs: Inputs) -> Tensor:
         valid = inputs.valid.float()
@@ -256,76 +274,28 @@ class Detector:
             found.append(ddim(self.schedule, denoise, x_t, timestep, self.manifest.scoring.sampler_steps))
         return torch.stack(found).clamp(-EXPECTED_LIMIT, EXPECTED_LIMIT)
 
-    def _views(
-        self, inputs: Inputs, reconstruct: Callable[[Inputs], Tensor], own_slots: Tensor | None = None
-    ) -> _Views:
-        """Compare the windows with what every start and every companion expects of them."""
-        expected = reconstruct(inputs)  # (S, B, C, L)
-        residual = (inputs.x - expected).abs()
-        if self.companions is not None:
-            distance, elsewhere = self.companions(inputs.x, inputs.valid, inputs.row, own_slots)
-            residual, expected = torch.cat([residual, distance]), torch.cat([expected, elsewhere])
-        return _Views(inputs, residual, expected)
-
-    def _groups(self, views: _Views) -> _Groups:
-        """Put every view on its own scale and average those of the starts: G is 1 and the number of companions."""
-        scale, starts = self._calibration.residual_scale[:, views.inputs.row], self._start_count  # (V, B, C)
-        relative = views.residual / scale[..., None] * views.inputs.valid
-        usual = scale[..., None] / _SCALE_PER_SIGMA
-        spread = views.expected[:starts].var(0, correction=0)
-        width = torch.cat(
-            [(usual[:starts].mean(0).square() + spread).sqrt()[None], usual[starts:].expand_as(relative[starts:])]
-        )
-        return _Groups(
-            _mean_of_first(relative, starts),
-            _mean_of_first(views.expected, starts),
-            self.manifest.scoring.sigmas * width,
-        )
-
-    def _smoothed(self, inputs: Inputs, residual: Tensor) -> dict[Stage, Tensor]:
-        """Combine channels and smooth (eq. 5): one score a group, (G, B, L)."""
-        scoring, present = self.manifest.scoring, inputs.valid.any(1)
-        combined = torch.stack([top_channels(group, inputs.valid, scoring.top_channels) for group in residual])
-        return {
-            stage: smooth(combined, present, weights, scoring.smoothing_power)
-            for stage, weights in self._smoothing.items()
-        }
-
-    def _scores(self, views: _Views) -> tuple[Tensor, ...]:
-        inputs, groups, table = views.inputs, self._groups(views), self._calibration
-        score = {
-            stage: combine_views(smoothed, table.levels(stage, inputs.row)[..., None])  # (B, L)
-            for stage, smoothed in self._smoothed(inputs, groups.residual).items()
-        }
-        relative = groups.residual / table.levels("final", inputs.row)[..., None, None]
-        residual, oddest = relative.max(0, keepdim=True)
-        expected, width = (each.gather(0, oddest)[0] for each in (groups.expected, groups.width))
-        raw = table.raw(expected, inputs.row), table.raw_width(width, inputs.row)
-        return (score["provisional"], score["final"], residual[0], *raw)
-
-
-def _mean_of_first(views: Tensor, count: int) -> Tensor:
-    """Average the first views (V, ...) into one and leave the others: (V - count + 1, ...)."""
-    return torch.cat([views[:count].mean(0, keepdim=True), views[count:]])
-
-
-def _companions(manifest: Manifest, weights: dict[str, Tensor], device: torch.device) -> Companions | None:
-    if manifest.companions is None:
-        return None
-    companions = Companions(manifest.companions, manifest.denoiser.numeric, manifest.denoiser.entities)
-    companions.load_state_dict({name.removeprefix(PREFIX): w for name, w in weights.items() if name.startswith(PREFIX)})
-    return companions.to(device)
-
 
 def _chunks(windows: WindowBatch, size: int) -> list[WindowBatch]:
     cuts = [slice(start, start + size) for start in range(0, len(windows.entities), size)]
     return [WindowBatch(windows.entities[cut], windows.end_slots[cut], windows.values[cut]) for cut in cuts]
 
 
-def _refuse_non_finite(windows: WindowBatch, scores: WindowScores, numeric: list[int]) -> None:
-    present = ~np.isnan(windows.values[:, numeric]).all(1)  # (B, L)
-    broken = present & ~(np.isfinite(scores.provisional) & np.isfinite(scores.final))
+def _widened(newest: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """Put NaN before the newest slots (..., n): (..., L)."""
+    if newest.shape[-1] == length:
+        return newest
+    wide = np.full((*newest.shape[:-1], length), np.nan, np.float32)
+    wide[..., -newest.shape[-1] :] = newest
+    return wide
+
+
+def _refuse_non_finite(
+    windows: WindowBatch, provisional: NDArray[np.float32], final: NDArray[np.float32], numeric: list[int]
+) -> None:
+    recent = provisional.shape[1]
+    present = ~np.isnan(windows.values[:, numeric, -recent:]).all(1)  # (B, recent)
+    broken = present & ~(np.isfinite(provisional) & np.isfinite(final))
     if broken.any():
         window, position = np.argwhere(broken)[0]
-        slot = windows.end_slots[window] - broken.shape[1] + 1 + position
+        slot = windows.end_slots[window] - recent + 1 + position
         raise FloatingPointError(f"score of {windows.entities[window]} at slot {slot} is not finite")

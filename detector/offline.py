@@ -3,16 +3,18 @@
 Owns the walk over recorded series; knows no file and no broker.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from detector.decision import WindowView, decide, initial_moments
+from detector.decision import Decision, WindowView, decide, initial_moments
 from detector.engine import WindowBatch
 from detector.models import Model
+from detector.threads import mapped
 from stream.contracts import ScoreBlock, SourceRange, WindowNotice
 from stream.errors import ContractError
 from stream.frames import frame
@@ -59,39 +61,154 @@ class SeriesScores(NamedTuple):
     expected: NDArray[np.float32] | None = None
 
 
+class _Piece(NamedTuple):
+    """Windows of one series that follow each other. first, last: whether they begin and end it."""
+
+    series: Series
+    cuts: list[Cut]
+    first: bool
+    last: bool
+
+
 def score_series(model: Model, series: Series, *, explain: bool = False) -> SeriesScores:
     """Score the rows of one entity as the live pipeline does.
 
     The rows behind the last live window get one window more; the last `final_delay` rows get the final score of a
     series that ends there. explain: fill `residual` and `expected` too.
     """
-    result = _empty(series, len(model.numeric) if explain else None)
-    moments = initial_moments(model.manifest, model.calibration(series.entity))
-    cuts = cut_series(model.manifest.geometry, series)
-    for start in range(0, len(cuts), _BATCH_WINDOWS):
-        part = cuts[start : start + _BATCH_WINDOWS]
-        for notice, view in zip(_notices(model, series, part), _views(model, series, part), strict=True):
-            decision = decide(model.manifest, model.numeric_names, notice, view, moments)
-            moments = decision.moments
+    return next(score_all(model, [series], explain=explain))
+
+
+def score_all(model: Model, every: Iterable[Series], *, explain: bool = False) -> Iterator[SeriesScores]:
+    """Yield `score_series` of each series in order; windows of several entities share a pass.
+
+    Passes run side by side, as many as torch has threads, ahead of the judgement.
+    """
+    threads = torch.get_num_threads() if model.detector.device.type == "cpu" else 1
+    batches = _batches(model.manifest.geometry, every)
+
+    def work(batch: list[_Piece]) -> tuple[list[_Piece], list[WindowView]]:
+        return batch, _score(model, batch)
+
+    judge: _Judge | None = None
+    for batch, views in map(work, batches) if threads == 1 else mapped(work, batches, threads):
+        rest = iter(views)
+        for piece in batch:
+            judge = _Judge(model, piece.series, explain=explain) if judge is None or piece.first else judge
+            judge.add(piece.cuts, rest)
+            if piece.last:
+                yield judge.finish()
+
+
+def _batches(geometry: Geometry, every: Iterable[Series]) -> Iterator[list[_Piece]]:
+    """Fill batches with the windows of one series after the other."""
+    batch, room = list[_Piece](), _BATCH_WINDOWS
+    for series in every:
+        cuts, start = cut_series(geometry, series), 0
+        while start < len(cuts):
+            end = min(start + room, len(cuts))
+            batch.append(_Piece(series, cuts[start:end], start == 0, end == len(cuts)))
+            room -= end - start
+            start = end
+            if room == 0:
+                yield batch
+                batch, room = [], _BATCH_WINDOWS
+    if batch:
+        yield batch
+
+
+class _Judge:
+    """Follows one series window by window and enters what they say into its rows."""
+
+    def __init__(self, model: Model, series: Series, *, explain: bool) -> None:
+        """Know only what training said of the entity."""
+        self._model, self._series = model, series
+        self._result = _empty(series, len(model.numeric) if explain else None)
+        self._moments = initial_moments(model.manifest, model.calibration(series.entity))
+
+    def add(self, cuts: Sequence[Cut], views: Iterator[WindowView]) -> None:
+        """Judge the next windows; takes as many views."""
+        for notice in _notices(self._model, self._series, cuts):
+            self._newest = notice, next(views)
+            decision = self._decide(*self._newest)
+            self._moments = decision.moments
             for block in decision.blocks:
-                _put(result, series, block, known=True)
-                _explain(result, series, block, notice, view)
-    last = msgspec.structs.replace(notice, final_delay=0, new_slots=notice.final_delay)
-    for block in decide(model.manifest, model.numeric_names, last, view, moments).blocks:
-        if block.stage == "final":
-            _put(result, series, block, known=False)
-            _explain(result, series, block, last, view)
-    return result
+                self._enter(block, *self._newest, known=True)
+
+    def finish(self) -> SeriesScores:
+        """Give the last rows the final score of a series that ends here, and return all."""
+        notice, view = self._newest
+        last = msgspec.structs.replace(notice, final_delay=0, new_slots=notice.final_delay)
+        for block in self._decide(last, view).blocks:
+            if block.stage == "final":
+                self._enter(block, last, view, known=False)
+        return self._result
+
+    def _decide(self, notice: WindowNotice, view: WindowView) -> Decision:
+        return decide(self._model.manifest, self._model.numeric_names, notice, view, self._moments)
+
+    def _enter(self, block: ScoreBlock, notice: WindowNotice, view: WindowView, *, known: bool) -> None:
+        _put(self._result, self._series, block, known=known)
+        _explain(self._result, self._series, block, notice, view)
 
 
 def cut_series(geometry: Geometry, series: Series, *, ended: bool = True) -> list[Cut]:
     """Return the windows that the live windower cuts; of a series that ended, one more for the rows behind them.
 
-    After a silence of more than `max_jump` slots the first rows are in no window, as they are refused live.
+    What `stream.heads.Head` says row by row, all rows at once. After a silence of more than `max_jump` slots the first
+    rows are in no window, as they are refused live.
     """
-    head = Head(geometry, int(series.slots[0]))
+    slots, cuts = series.slots, list[Cut]()
+    if (np.diff(slots) > geometry.longest_step).any():
+        return _cut_doubtful(geometry, slots, ended=ended)
+    begins = np.flatnonzero(np.diff(slots, prepend=slots[0]) > geometry.max_gap)
+    begins, ends = np.append(0, begins), np.append(begins, len(slots))
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+        newest = int(slots[end - 1])
+        if end < len(slots):
+            watermark = newest + geometry.hop + geometry.final_delay
+        elif ended:
+            watermark = newest + geometry.hop - 1
+        else:
+            watermark = newest - geometry.lateness
+            watermark -= not np.isin(watermark, slots[begin:end])
+        gap = int(slots[begin]) - 1 - cuts[-1].end_slot if cuts else 0
+        cuts += _cut_life(geometry, slots[begin:end], watermark, begin, gap)
+    return cuts
+
+
+def _cut_life(geometry: Geometry, slots: NDArray[np.int64], watermark: int, offset: int, gap: int) -> list[Cut]:
+    """Cut the windows of one life up to a watermark. offset: of its first row. gap: slots missing before it."""
+    hop, first = geometry.hop, int(slots[0])
+    before = geometry.last_boundary(first - 1 - geometry.lateness)
+    ends = np.arange(before + hop, geometry.last_boundary(watermark) + 1, hop)
+    after = np.searchsorted(slots, ends, side="right")
+    concerned = np.searchsorted(slots, (ends - hop - geometry.final_delay + 1) // hop * hop)
+    ends, after = ends[after > concerned], after[after > concerned]
+    oldest = np.searchsorted(slots, ends - geometry.length + 1)
+    news = np.diff(ends, prepend=before)
+    return [
+        Cut(
+            end_slot=end,
+            new_slots=new,
+            rows=last - start,
+            ring=first,
+            first_slot=first,
+            gap_slots=0 if number else gap,
+            first_offset=offset + start if last > start else -1,
+            last_offset=offset + last - 1 if last > start else -1,
+        )
+        for number, (end, new, start, last) in enumerate(
+            zip(ends.tolist(), news.tolist(), oldest.tolist(), after.tolist(), strict=True)
+        )
+    ]
+
+
+def _cut_doubtful(geometry: Geometry, slots: NDArray[np.int64], *, ended: bool) -> list[Cut]:
+    """Cut the windows of a series with time stamps that are doubted."""
+    head = Head(geometry, int(slots[0]))
     cuts: list[Cut] = []
-    for index, slot in enumerate(series.slots.tolist()):
+    for index, slot in enumerate(slots.tolist()):
         try:
             cuts += head.add(slot, index)
         except ContractError as error:
@@ -122,16 +239,29 @@ def _notices(model: Model, series: Series, cuts: Sequence[Cut]) -> list[WindowNo
     ]
 
 
-def _views(model: Model, series: Series, cuts: Sequence[Cut]) -> Iterator[WindowView]:
-    length = model.manifest.geometry.length
-    ends = np.array([cut.end_slot for cut in cuts], dtype=np.int64)
-    values = frame(series.slots, series.values, ends, length)
-    for window, cut in zip(values, cuts, strict=True):
-        window[:, : max(0, cut.first_slot - (cut.end_slot - length + 1))] = np.nan  # rows of an earlier life
-    scores = model.detector.score(WindowBatch([series.entity] * len(cuts), ends, values))
+def _views(model: Model, series: Series, cuts: Sequence[Cut]) -> list[WindowView]:
+    return _score(model, [_Piece(series, list(cuts), first=True, last=True)])
+
+
+def _score(model: Model, batch: Sequence[_Piece]) -> list[WindowView]:
+    """Cut and score the windows of a batch."""
+    ends = np.array([cut.end_slot for piece in batch for cut in piece.cuts], dtype=np.int64)
+    values = np.concatenate([_frames(piece, model.manifest.geometry.length) for piece in batch])
+    entities = [piece.series.entity for piece in batch for _ in piece.cuts]
+    newest = max(cut.new_slots for piece in batch for cut in piece.cuts)
+    windows = WindowBatch(entities, ends, values)
+    scores = model.detector.score(windows, newest + model.manifest.geometry.final_delay)
     numeric = values[:, model.numeric]
     columns = (numeric, scores.provisional, scores.final, scores.residual, scores.expected, scores.band)
-    return (WindowView(*window) for window in zip(*columns, strict=True))
+    return [WindowView(*window) for window in zip(*columns, strict=True)]
+
+
+def _frames(piece: _Piece, length: int) -> NDArray[np.float32]:
+    ends = np.array([cut.end_slot for cut in piece.cuts], dtype=np.int64)
+    values = frame(piece.series.slots, piece.series.values, ends, length)
+    for window, cut in zip(values, piece.cuts, strict=True):
+        window[:, : max(0, cut.first_slot - (cut.end_slot - length + 1))] = np.nan  # rows of an earlier life
+    return values
 
 
 def _empty(series: Series, channels: int | None) -> SeriesScores:
@@ -145,37 +275,35 @@ def _empty(series: Series, channels: int | None) -> SeriesScores:
     return scores._replace(residual=wide, expected=wide.copy())
 
 
-def _rows(series: Series, block: ScoreBlock) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the rows that a block's slots belong to, and which of the slots have a row, (slots,)."""
-    slots = np.arange(block.start_slot, block.start_slot + len(block.scores))
-    row = np.searchsorted(series.slots, slots).clip(max=len(series.slots) - 1)
-    present = series.slots[row] == slots
-    return row[present], present
+def _rows(series: Series, block: ScoreBlock) -> tuple[slice, NDArray[np.int64]]:
+    """Return the rows that a block's slots belong to, and which of the slots have a row, by place in the block."""
+    first, after = np.searchsorted(series.slots, [block.start_slot, block.start_slot + len(block.scores)]).tolist()
+    return slice(first, after), series.slots[first:after] - block.start_slot
 
 
 def _put(result: SeriesScores, series: Series, block: ScoreBlock, *, known: bool) -> None:
     """Enter a block's scores into the rows they belong to. known: whether a final score has all it waits for."""
-    row, present = _rows(series, block)
+    rows, present = _rows(series, block)
     scores = np.array(block.scores, dtype=np.float64)[present]
     preds = np.array(block.preds)[present]
     if block.stage == "provisional":
-        result.provisional[row] = scores
-        result.provisional_pred[row] = preds
+        result.provisional[rows] = scores
+        result.provisional_pred[rows] = preds
         return
-    result.score[row] = scores
-    result.p_value[row] = np.array(block.p_values, dtype=np.float64)[present]
-    result.pred[row] = preds
-    result.threshold[row] = np.where(np.isnan(scores), np.nan, block.threshold)
-    result.final[row] = known
+    result.score[rows] = scores
+    result.p_value[rows] = np.array(block.p_values, dtype=np.float64)[present]
+    result.pred[rows] = preds
+    result.threshold[rows] = np.where(np.isnan(scores), np.nan, block.threshold)
+    result.final[rows] = known
 
 
 def _explain(result: SeriesScores, series: Series, block: ScoreBlock, notice: WindowNotice, view: WindowView) -> None:
     """Enter what the window says of the channels into the rows whose score it makes final."""
     if result.residual is None or result.expected is None or block.stage == "provisional":
         return
-    row, _ = _rows(series, block)
-    position = series.slots[row] - (notice.end_slot - notice.length + 1)
-    row, position = row[position >= 0], position[position >= 0]
+    rows, _ = _rows(series, block)
+    position = series.slots[rows] - (notice.end_slot - notice.length + 1)
+    rows, position = slice(rows.stop - (position >= 0).sum(), rows.stop), position[position >= 0]
     missing = np.isnan(view.values[:, position])
-    result.residual[row] = np.where(missing, np.float32(np.nan), view.residual[:, position]).T
-    result.expected[row] = view.expected[:, position].T
+    result.residual[rows] = np.where(missing, np.float32(np.nan), view.residual[:, position]).T
+    result.expected[rows] = view.expected[:, position].T

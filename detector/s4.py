@@ -111,6 +111,13 @@ class BidirectionalS4(nn.Module):
         circle: Tensor = torch.fft.rfft(torch.cat([past, self.future(length).flip(-1)], -1))
         return circle
 
+    def matrix(self, length: int) -> Tensor:
+        """Return the layer as a dense matrix a channel, (H, L, L): y = matrix @ u."""
+        past, future = self.past(length), self.future(length)
+        lags = torch.cat([future.flip(-1), past[:, :1] + self.D[:, None], past[:, 1:]], -1)  # (H, 2 L), lag -L first
+        slot = torch.arange(length, device=lags.device)
+        return lags[:, slot[:, None] - slot + length]
+
     @torch.no_grad()
     def prepare(self, length: int) -> None:
         """Cache the transform for windows of this length; call it after the last change of the weights."""

@@ -22,11 +22,13 @@ SMOOTHING: dict[str, Callable[[int], NDArray[np.float64]]] = {
 def top_channels(residual: Tensor, valid: Tensor, count: int) -> Tensor:
     """Average the `count` largest residuals of a slot's present channels, or all where fewer are present.
 
-    residual, valid: (B, C, L), valid is boolean. Returns (B, L), 0 where no channel is present.
+    residual: (..., B, C, L). valid: (B, C, L), boolean. Returns (..., B, L), 0 where no channel is present.
     """
-    largest = residual.where(valid, -1).topk(min(count, residual.shape[1]), dim=1).values  # (B, k, L)
+    if count >= residual.shape[-2]:
+        return (residual * valid).sum(-2) / valid.sum(-2).clamp(min=1)
+    largest = residual.where(valid, -1).transpose(-1, -2).topk(count, dim=-1, sorted=False).values  # (..., B, L, k)
     found = largest >= 0
-    return (largest * found).sum(1) / found.sum(1).clamp(min=1)
+    return (largest * found).sum(-1) / found.sum(-1).clamp(min=1)
 
 
 def combine_views(smoothed: Tensor, levels: Tensor) -> Tensor:
@@ -53,10 +55,10 @@ def smoothing_weights(config: ScoringConfig, length: int, lookahead: int, size: 
 def smooth(residual: Tensor, present: Tensor, weights: Tensor, power: int = 1) -> Tensor:
     """Average residuals (..., B, L) by weight over present slots (B, L); NaN where the slot itself is absent.
 
-    power: of which the mean is taken; its root comes back. Residuals are scaled by the largest first, so that no power
-    of them overflows.
+    weights: (L, n) for the scores of the newest n slots. power: of which the mean is taken; its root comes back.
+    Residuals are scaled by the largest first, so that no power of them overflows.
     """
     largest = residual.amax(-1, keepdim=True).clamp(min=1)
-    total = ((residual / largest) ** power * present) @ weights
+    total = ((residual / largest) ** power * present) @ weights  # (..., B, n)
     mean = total / (present.float() @ weights)
-    return (mean.clamp(min=0) ** (1 / power) * largest).where(present, torch.nan)
+    return (mean.clamp(min=0) ** (1 / power) * largest).where(present[..., -weights.shape[-1] :], torch.nan)

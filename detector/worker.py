@@ -158,8 +158,9 @@ class Worker:
     def _run(self, model: Model, notices: Sequence[WindowNotice], windows: Sequence[Window]) -> Iterator[_Scored]:
         values = np.stack([window.values for window in windows])[:, model.columns]
         batch = WindowBatch([n.entity for n in notices], np.array([n.end_slot for n in notices]), values)
+        recent = max(notice.new_slots + notice.final_delay for notice in notices)
         with self._metrics.inference_compute.time():
-            scores = model.detector.score(batch)
+            scores = model.detector.score(batch, recent)
         self._metrics.inference_batch.observe(len(notices))
         self._metrics.windows_scored.inc(len(notices))
         numeric = values[:, model.numeric]

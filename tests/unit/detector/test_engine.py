@@ -3,6 +3,7 @@ from dataclasses import fields, replace
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from detector.engine import Detector, WindowBatch, WindowScores
 from detector.manifest import CompanionConfig, ScoringConfig
@@ -66,6 +67,25 @@ def test_a_batch_is_its_windows_one_by_one_in_any_order(detector: Detector, wind
 def test_a_large_batch_is_its_parts(detector: Detector, windows: WindowBatch) -> None:
     order = list(range(7)) * 9
     assert_same(detector.score(select(windows, order)), detector.score(windows), order)
+
+
+@pytest.mark.parametrize("recent", [1, 36, 37, 81, 95, 96, 500])
+def test_the_newest_slots_alone_score_as_in_the_whole_window(
+    detector: Detector, windows: WindowBatch, recent: int
+) -> None:
+    whole, newest = detector.score_plainly(windows), detector.score(windows, recent)
+    for field in fields(WindowScores):
+        found, wanted = getattr(newest, field.name), getattr(whole, field.name)
+        np.testing.assert_allclose(found[..., -recent:], wanted[..., -recent:], rtol=1e-5, atol=1e-5)
+        assert np.isnan(found[..., :-recent]).all()
+
+
+def test_a_batch_shared_by_threads_scores_the_same(
+    detector: Detector, windows: WindowBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = detector.score_plainly(windows)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert_same(detector.score(windows), wanted)
 
 
 def test_no_windows_give_no_scores(detector: Detector, windows: WindowBatch) -> None:

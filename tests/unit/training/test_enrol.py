@@ -62,7 +62,7 @@ def windows(series: Series, name: str | None = None) -> WindowBatch:
 
 def reconstructed(detector: Detector, series: Series, name: str) -> Tensor:
     """Reconstruct windows under an entity's name with noise that doesn't depend on it."""
-    inputs = detector._inputs(windows(series, name))
+    inputs = detector.inputs(windows(series, name))
     with torch.inference_mode():
         return detector._reconstruct(replace(inputs, noise=torch.zeros_like(inputs.noise)))
 
