@@ -60,6 +60,7 @@ def test_pipeline_reports_all_its_figures(console):
         rows=4096,
         seconds=5,
         latency_seconds=3,
+        overload_seconds=3,
         parts=2,
         spike_every=128,
         batch_windows=8,
@@ -71,6 +72,8 @@ def test_pipeline_reports_all_its_figures(console):
     assert report["latency_alerts"] > 0
     assert 0 < report["latency_ms_p50"] <= report["latency_ms_p99"] <= report["latency_ms_max"]
     assert report["latency_rows_per_s"] > 0
+    assert report["overload"]["unscored"] == 0
+    assert report["overload"]["latency_ms_max"] > 0
     for memory in (report["memory_mib"], report["idle_memory_mib"]):
         assert {"windower", "worker"} <= set(memory)
         assert all(mib > 1 for mib in memory.values())
