@@ -7,7 +7,7 @@ import pytest
 import redis
 from rich.console import Console
 
-from benchmarks import inference, ingest, pipeline
+from benchmarks import growth, inference, ingest, pipeline
 from benchmarks.rig import make_rig
 from benchmarks.workload import FEW_NUMERIC, make_family
 from deploy.demo_view import DemoView
@@ -50,6 +50,16 @@ def test_ingest_reports_all_its_figures(console):
     assert sum(report["time_shares"].values()) == pytest.approx(1, abs=0.02)
     assert report["peers"].keys() == report["peers_samples_per_s"].keys()
     assert bool(report["peers"]) != bool(report["peers_note"])
+
+
+@pytest.mark.usefixtures("_servers")
+def test_growth_reports_all_its_figures(console):
+    report = written(growth.run(console, growth.Load(entities=(10, 200), partitions=(2,), rows=60_000)))
+    assert [one["entities"] for one in report["by_entities"]] == [10, 200]
+    assert [(one["partitions"], one["windowers"]) for one in report["by_partitions"]] == [(2, 1), (2, 2)]
+    for one in report["by_entities"] + report["by_partitions"]:
+        assert one["rows"] == 60_000
+        assert min(one["samples_per_s"], one["samples_per_s_per_core"], one["memory_mib"]) > 1
 
 
 @pytest.mark.usefixtures("_servers")
