@@ -419,6 +419,14 @@ def bench_ingest(json: JsonFile = None) -> None:
     _write_json(json, run(out))
 
 
+@bench_app.command("growth")
+def bench_growth(json: JsonFile = None) -> None:
+    """Measure the windower with 10 to 10,000 entities, and with 1 to 4 partitions."""
+    from benchmarks.growth import run
+
+    _write_json(json, run(out))
+
+
 @bench_app.command("inference")
 def bench_inference(
     data: Annotated[

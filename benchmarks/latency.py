@@ -2,7 +2,9 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -30,34 +32,57 @@ class Latencies(NamedTuple):
     rows_per_s: float
 
 
-class _Sender(threading.Thread):
-    """Produces rows at a rate and remembers when the last row of each hop went out."""
+class Sender(threading.Thread):
+    """Produces rows at one rate after the other and remembers when the last row of each hop went out.
 
-    def __init__(self, settings: Settings, rows: Iterator[Sample], rows_per_s: float) -> None:
+    phases: so many rows at so many a second. sent, ended: of each phase that is over, and when that was.
+    count, rows_by_entity: handed to the producer so far.
+    """
+
+    def __init__(self, settings: Settings, rows: Iterator[Sample], phases: Sequence[tuple[int, float]]) -> None:
+        """Send nothing yet."""
         super().__init__(name="send")
         self._settings = settings
         self._rows = rows
-        self._rows_per_s = rows_per_s
+        self._phases = phases
         self._family = settings.families[0]
         self._produced: dict[tuple[str, int], float] = {}
-        self.sent = Sent(0, 0.0)
+        self._stopping = threading.Event()
+        self.sent: list[Sent] = []
+        self.ended: list[float] = []
+        self.count = 0
+        self.rows_by_entity: Counter[str] = Counter()
         self.failure: TransientError | None = None
 
     def run(self) -> None:
+        """Send all phases."""
         try:
-            self.sent = send(self._settings, self._noting(), rows_per_s=self._rows_per_s, stop=threading.Event())
+            for rows, rows_per_s in self._phases:
+                telemetry = self._noting(islice(self._rows, rows))
+                sent = send(self._settings, telemetry, rows_per_s=rows_per_s, stop=self._stopping)
+                self.ended.append(time.monotonic())
+                self.sent.append(sent)
         except TransientError as error:
             self.failure = error
+
+    def stop(self) -> None:
+        """Send no more, and raise what ended the sending if something did."""
+        self._stopping.set()
+        self.join()
+        if self.failure:
+            raise self.failure
 
     def produced(self, entity: str, ts_ms: int) -> float:
         """Return when the row was handed to the producer, in seconds since 1970."""
         return self._produced[entity, ts_ms]
 
-    def _noting(self) -> Iterator[Sample]:
+    def _noting(self, rows: Iterator[Sample]) -> Iterator[Sample]:
         interval, hop = self._family.interval_ms, self._family.hop
-        for sample in self._rows:
+        for sample in rows:
             if (sample.ts // interval + 1) % hop == 0:
                 self._produced[sample.entity, sample.ts] = time.time()
+            self.count += 1
+            self.rows_by_entity[sample.entity] += 1
             yield sample
 
 
@@ -70,22 +95,31 @@ def measure_latency(
     """
     values = make_values(shape, entities, rows, seed)
     add_spikes(values, shape, spike_every, seed)
-    sender = _Sender(settings, to_samples(settings.families[0], values), rows_per_s)
+    sender = Sender(settings, to_samples(settings.families[0], values), [(entities * rows, rows_per_s)])
     subscriber = Subscriber(settings, ALERTS, from_beginning=True)
     try:
         seen = _follow(sender, subscriber)
     finally:
-        sender.join()
+        sender.stop()
         subscriber.close()
-    if sender.failure:
-        raise sender.failure
     if not seen:
         raise TransientError("no alert came, so there is no latency to measure; see the services' logs")
     p50, p99, worst = np.percentile(seen, [50, 99, 100]).round(1).tolist()
-    return Latencies(p50, p99, worst, len(seen), round(sender.sent.rows / sender.sent.seconds, 1))
+    sent = sender.sent[0]
+    return Latencies(p50, p99, worst, len(seen), round(sent.rows / sent.seconds, 1))
 
 
-def _follow(sender: _Sender, subscriber: Subscriber) -> list[float]:
+def alert_latency(sender: Sender, subscriber: Subscriber) -> list[float]:
+    """Return the latency in ms of the alerts that began and are seen now; wait for one a little."""
+    seen = []
+    for record in subscriber.poll(_POLL_S):
+        alert, seen_s = decode_alert(record)
+        if alert.state == "firing":
+            seen.append(1000 * (seen_s - sender.produced(alert.entity, alert.observed_at_ms)))
+    return seen
+
+
+def _follow(sender: Sender, subscriber: Subscriber) -> list[float]:
     """Return the latency in ms of every alert that fires until some time after the last row."""
     seen: list[float] = []
     sender.start()
@@ -93,8 +127,5 @@ def _follow(sender: _Sender, subscriber: Subscriber) -> list[float]:
     while time.monotonic() < end:
         if end == float("inf") and not sender.is_alive():
             end = time.monotonic() + _DRAIN_S
-        for record in subscriber.poll(_POLL_S):
-            alert, seen_s = decode_alert(record)
-            if alert.state == "firing":
-                seen.append(1000 * (seen_s - sender.produced(alert.entity, alert.observed_at_ms)))
+        seen += alert_latency(sender, subscriber)
     return seen

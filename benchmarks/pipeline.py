@@ -18,6 +18,7 @@ from rich.console import Console
 
 from benchmarks.latency import Latencies, measure_latency
 from benchmarks.measure import Machine, Spread, describe_machine, spread
+from benchmarks.overload import Overload, measure_overload
 from benchmarks.rig import Rig, RunningService, make_rig, unwinding_on_sigterm
 from benchmarks.workload import FEW_NUMERIC, Shape, make_family, make_values, publish_model, to_samples
 from deploy.demo_report import ServerReport
@@ -50,6 +51,7 @@ class Load(NamedTuple):
     rows: int = 4096
     seconds: float = 12.0
     latency_seconds: float = 15.0
+    overload_seconds: float = 10.0
     parts: int = 5
     spike_every: int = 384
     batch_windows: int = 64
@@ -64,7 +66,7 @@ class PipelineReport(msgspec.Struct, frozen=True, kw_only=True):
     run. worker_rows_per_s: the same of the worker with all windows ready. Per core: by a service's CPU seconds.
     latency_ms: from the produce call of the row that ends a window to its alert at a reader of committed records,
     rows coming at `latency_rows_per_s`. memory_mib: peaks of the services at full speed, and what servers of the
-    local stack hold. idle_memory_mib: with everything loaded and nothing to do.
+    local stack hold. idle_memory_mib: with everything loaded and nothing to do. overload: at twice `rows_per_s`.
     """
 
     rows_per_s: float
@@ -76,6 +78,7 @@ class PipelineReport(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms_max: float
     latency_rows_per_s: float
     latency_alerts: int
+    overload: Overload
     memory_mib: dict[str, float]
     idle_memory_mib: dict[str, float]
     spreads: dict[str, Spread]
@@ -126,7 +129,13 @@ def run(console: Console, load: Load | None = None) -> PipelineReport:
         with view.step("latency") as step, rig() as live:
             late = _latency(live, load, spread(both.rows_per_s).median / 2)
             step.done(f"{late.p50_ms:,.0f} ms, {late.p99_ms:,.0f} ms at worst in a hundred, {late.alerts} alerts")
-    return _report(load, idle, alone, both, late, servers, machine)
+        with view.step("twice as much as it keeps up with") as step, rig() as flooded:
+            much = _overload(flooded, load, spread(both.rows_per_s).median)
+            step.done(
+                f"{much.unscored} rows unscored, {much.latency_ms_max:,.0f} ms at most, "
+                f"recovered in {much.recovered_s} s after {much.seconds:.0f} s"
+            )
+    return _report(load, idle, alone, both, late, much, servers, machine)
 
 
 def _report(
@@ -135,6 +144,7 @@ def _report(
     alone: _Speed,
     both: _Speed,
     late: Latencies,
+    much: Overload,
     servers: Servers,
     machine: Machine,
 ) -> PipelineReport:
@@ -149,6 +159,7 @@ def _report(
         latency_ms_max=late.max_ms,
         latency_rows_per_s=late.rows_per_s,
         latency_alerts=late.alerts,
+        overload=much,
         memory_mib=both.memory_mib,
         idle_memory_mib=idle,
         spreads=spreads,
@@ -214,6 +225,24 @@ def _latency(rig: Rig, load: Load, rows_per_s: float) -> Latencies:
         # An entity is learned for one window before anything of it can alarm, and then there must be spikes.
         rows = max(rig.settings.families[0].length + 4 * load.spike_every, wanted)
         return measure_latency(rig.settings, load.shape, load.entities, rows, rows_per_s, load.spike_every, load.seed)
+
+
+def _overload(rig: Rig, load: Load, rows_per_s: float) -> Overload:
+    with _serving(rig) as services:
+        for service in services:
+            service.wait_ready()
+        # As much as it takes for alerts to be possible, see _latency.
+        least = load.entities * (rig.settings.families[0].length + 4 * load.spike_every) / (2 * rows_per_s)
+        return measure_overload(
+            rig.settings,
+            services[-1],
+            load.shape,
+            load.entities,
+            rows_per_s=rows_per_s,
+            seconds=max(load.overload_seconds, least),
+            spike_every=load.spike_every,
+            seed=load.seed,
+        )
 
 
 @contextmanager

@@ -144,11 +144,11 @@ def unwinding_on_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def make_rig(servers: Servers, family: FamilySettings, **sections: Any) -> Iterator[Rig]:
+def make_rig(servers: Servers, family: FamilySettings, *, partitions: int = 4, **sections: Any) -> Iterator[Rig]:
     """Make topics, keys and a settings file that nobody else uses, for the length of the block."""
     folder = Path(tempfile.mkdtemp(prefix="telltale-bench-"))
     run = f"bench-{uuid.uuid4().hex[:8]}"
-    settings = _settings(servers, family, run, folder, sections)
+    settings = _settings(servers, family, run, folder, partitions, sections)
     ensure_topics(make_admin(settings.kafka), settings.topics)
     try:
         yield Rig(settings, folder)
@@ -157,12 +157,14 @@ def make_rig(servers: Servers, family: FamilySettings, **sections: Any) -> Itera
         shutil.rmtree(folder)
 
 
-def _settings(servers: Servers, family: FamilySettings, run: str, folder: Path, more: dict[str, Any]) -> Settings:
+def _settings(
+    servers: Servers, family: FamilySettings, run: str, folder: Path, partitions: int, more: dict[str, Any]
+) -> Settings:
     sections: dict[str, Any] = {
         "deployment": "bench",
         "kafka": {"bootstrap": servers.bootstrap},
         "redis": {"url": servers.redis_url, "prefix": run},
-        "topics": {"prefix": f"{run}."},
+        "topics": {"prefix": f"{run}.", "partitions": partitions},
         "metrics": {"port": 0},
         "families": [family.model_dump()],
         **more,

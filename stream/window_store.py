@@ -34,15 +34,16 @@ return {string.format('%.0f', epoch), redis.call('GET', KEYS[2]) or ''}
 _LOAD = "return {redis.call('GET', KEYS[1]), redis.call('HGETALL', KEYS[2])}"
 # KEYS: epoch, and for each write its ring. ARGV: epoch, then in groups of equal rings: number of writes, size of a
 # ring, where its values begin, bytes of a row's values, time to live in ms; and for each write position, slots, values.
+# A ring gets its size first: a string that grows is given twice the memory it needs.
 _WRITE_ROWS = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 local a, k = 2, 2
 while a < #ARGV do
-  local writes, size, values, row, ttl = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
+  local writes, size, values, row, ttl = ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
   a = a + 5
   for _ = 1, writes do
-    local length = redis.call('SETRANGE', KEYS[k], ARGV[a] * INDEX_BYTES, ARGV[a + 1])
-    if length < size then redis.call('SETRANGE', KEYS[k], size - 1, '\\0') end
+    if redis.call('EXISTS', KEYS[k]) == 0 then redis.call('SETRANGE', KEYS[k], size - 1, '\\0') end
+    redis.call('SETRANGE', KEYS[k], ARGV[a] * INDEX_BYTES, ARGV[a + 1])
     redis.call('SETRANGE', KEYS[k], values + ARGV[a] * row, ARGV[a + 2])
     redis.call('PEXPIRE', KEYS[k], ttl)
     a, k = a + 3, k + 1

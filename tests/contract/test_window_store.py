@@ -256,6 +256,17 @@ def test_an_idle_ring_is_forgotten_and_every_row_keeps_it(real, redis_url):
     client.close()
 
 
+def test_a_ring_takes_little_more_memory_than_its_bytes(real, redis_url):
+    """Whatever of it is written first: a string that grew would be given twice as much."""
+    ref = RingRef("large", FIRST_SLOT, Layout(1000, 20))
+    values = np.ones((3, 20), np.float32)
+    slots = FIRST_SLOT + np.arange(3)
+    real.write_rows(0, real.acquire(0), [RingWrite(ref, HOUR_MS, ref.layout.encode(slots, slots, values))])
+    client = redis.Redis.from_url(redis_url)
+    assert client.memory_usage(real._ring_key(0, ref)) < 1.3 * ref.layout.size
+    client.close()
+
+
 def test_all_keys_of_a_partition_are_in_one_slot_of_a_cluster_and_under_the_prefix(real, redis_url, redis_prefix):
     real.write_rows(3, real.acquire(3), [rows(0), rows(0, ref=RING._replace(entity="e/2"))])
     real.save_heads(3, real.acquire(3), 1, {"e1": b"x"})

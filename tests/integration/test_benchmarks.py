@@ -7,7 +7,7 @@ import pytest
 import redis
 from rich.console import Console
 
-from benchmarks import inference, ingest, pipeline
+from benchmarks import growth, inference, ingest, pipeline
 from benchmarks.rig import make_rig
 from benchmarks.workload import FEW_NUMERIC, make_family
 from deploy.demo_view import DemoView
@@ -56,6 +56,16 @@ def test_ingest_reports_all_its_figures(console):
 
 
 @pytest.mark.usefixtures("_servers")
+def test_growth_reports_all_its_figures(console):
+    report = written(growth.run(console, growth.Load(entities=(10, 200), partitions=(2,), rows=60_000)))
+    assert [one["entities"] for one in report["by_entities"]] == [10, 200]
+    assert [(one["partitions"], one["windowers"]) for one in report["by_partitions"]] == [(2, 1), (2, 2)]
+    for one in report["by_entities"] + report["by_partitions"]:
+        assert one["rows"] == 60_000
+        assert min(one["samples_per_s"], one["samples_per_s_per_core"], one["memory_mib"]) > 1
+
+
+@pytest.mark.usefixtures("_servers")
 def test_pipeline_reports_all_its_figures(console):
     load = pipeline.Load(
         entities=16,
@@ -63,6 +73,7 @@ def test_pipeline_reports_all_its_figures(console):
         rows=4096,
         seconds=5,
         latency_seconds=3,
+        overload_seconds=3,
         parts=2,
         spike_every=128,
         batch_windows=8,
@@ -74,6 +85,8 @@ def test_pipeline_reports_all_its_figures(console):
     assert report["latency_alerts"] > 0
     assert 0 < report["latency_ms_p50"] <= report["latency_ms_p99"] <= report["latency_ms_max"]
     assert report["latency_rows_per_s"] > 0
+    assert report["overload"]["unscored"] == 0
+    assert report["overload"]["latency_ms_max"] > 0
     for memory in (report["memory_mib"], report["idle_memory_mib"]):
         assert {"windower", "worker"} <= set(memory)
         assert all(mib > 1 for mib in memory.values())
