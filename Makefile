@@ -11,7 +11,7 @@ TORCH_BACKEND ?=
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements/torch.txt)
 
-.PHONY: help setup check test chaos faults soak fuzz demo paper results peers lock clean
+.PHONY: help setup check test chaos faults soak fuzz bench bench-check demo paper results peers lock clean
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
@@ -56,6 +56,12 @@ fuzz: $(VENV)/.fuzz ## MINUTES=n of bytes made up by coverage for everything tha
 $(VENV)/.fuzz: $(VENV)/.installed requirements/fuzz.txt
 	$(UV) --require-hashes -r requirements/fuzz.txt
 	@touch $@
+
+bench: setup ## Measure speed: inference, ingest, pipeline, training; JSON=out.json; on the data in TELLTALE_DATA if set.
+	$(BIN)/python -m benchmarks.floors $(if $(JSON),--json "$(JSON)") $(if $(TELLTALE_DATA),--data "$(TELLTALE_DATA)")
+
+bench-check: setup ## Fail if a ratio in JSON=out.json is below its floor; measures first if there is no such file.
+	$(BIN)/python -m benchmarks.floors --check $(if $(JSON),--json "$(JSON)") $(if $(TELLTALE_DATA),--data "$(TELLTALE_DATA)")
 
 demo: setup ## Run the product live on this machine; options in ARGS="…".
 	$(BIN)/telltale demo $(ARGS)
