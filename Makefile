@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 ARGS ?=
 # Empty takes the registry's build of torch, pinned by hash. On a machine without a GPU, TORCH_BACKEND=cpu takes the
 # same version from PyTorch's own index instead: a tenth of the download, but no hash to check.
@@ -10,7 +11,7 @@ TORCH_BACKEND ?=
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements/torch.txt)
 
-.PHONY: help setup check test chaos faults soak demo paper results lock clean
+.PHONY: help setup check test chaos faults soak fuzz demo paper results peers lock clean
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
@@ -48,6 +49,14 @@ faults: setup ## The faults that take too long for `make test`, half an hour in 
 soak: setup ## MINUTES=n of load at 70 % with faults at random: nothing differs, nothing grows; JSON=out.json.
 	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),60) $(if $(JSON),--json "$(JSON)") $(ARGS)
 
+fuzz: $(VENV)/.fuzz ## MINUTES=n of bytes made up by coverage for everything that decodes bytes; ARGS="--only NAME …".
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(ARGS)
+
+# Not part of setup: the fuzzer has wheels for Linux only.
+$(VENV)/.fuzz: $(VENV)/.installed requirements/fuzz.txt
+	$(UV) --require-hashes -r requirements/fuzz.txt
+	@touch $@
+
 demo: setup ## Run the product live on this machine; options in ARGS="…".
 	$(BIN)/telltale demo $(ARGS)
 
@@ -59,11 +68,18 @@ results: setup ## Measure detector and opponents on the data in TELLTALE_DATA, t
 	@test -n "$(TELLTALE_DATA)" || { echo "TELLTALE_DATA wants the folder with SMAP_train.parquet and so on" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.quality --data "$(TELLTALE_DATA)" --minutes 15 --out results.json $(ARGS)
 
+peers: $(PEERS)/.installed ## Make .venv-peers, whose stream libraries `telltale bench ingest` is compared with.
+
+$(PEERS)/.installed: requirements/peers.txt | setup
+	$(PYTHON) -m venv $(PEERS)
+	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --require-hashes -r requirements/peers.txt
+	@touch $@
+
 lock: setup ## Compile requirements/*.in to pinned files with hashes.
-	cd requirements && for name in stream torch detector dev bootstrap; do \
+	cd requirements && for name in stream torch detector dev fuzz bootstrap peers; do \
 		../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url $$name.in -o $$name.txt || exit 1; \
 	done
 
 clean: ## Stop the local stack and remove what was built; keeps downloads.
 	-$(BIN)/telltale down
-	rm -rf $(VENV) .telltale build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .telltale build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -286,13 +286,14 @@ def replay(
     data: DataFile,
     rate: Annotated[str, typer.Option(help="Rows per second, or max.")] = "max",
     interval: Interval = None,
+    columns: Annotated[bool, typer.Option("--columns", help="Put a hop's rows of an entity into one record.")] = False,
 ) -> None:
     """Put a data set onto the telemetry topic."""
     from deploy.replay import replay as send
 
     rows_per_s, interval_ms = _rate(rate), _interval_ms(interval)
     with stop_on_signals() as stop:
-        sent = send(_located(), data, rows_per_s=rows_per_s, interval_ms=interval_ms, stop=stop)
+        sent = send(_located(), data, rows_per_s=rows_per_s, interval_ms=interval_ms, stop=stop, columns=columns)
     out.print(f"{sent.rows:,} rows in {sent.seconds:.1f} s", highlight=False)
 
 

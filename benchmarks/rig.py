@@ -46,9 +46,9 @@ class Rig:
         self.folder = folder
         self.config = folder / "telltale.toml"
 
-    def serve(self, name: str, **environment: str) -> "RunningService":
-        """Give a service of this run, to be started by `with`."""
-        return RunningService(name, self.folder, service_environment(self.config) | environment)
+    def serve(self, name: str, *, module: str = "telltale", **environment: str) -> "RunningService":
+        """Give a service of this run, to be started by `with`. module: the command line it is run by."""
+        return RunningService(name, self.folder, service_environment(self.config) | environment, module)
 
     @contextmanager
     def follow(self, service: str, topic: Topic) -> Iterator[Callable[[], int]]:
@@ -69,15 +69,16 @@ class Rig:
 class RunningService:
     """A service as a child process, with its metrics and what it takes of the machine."""
 
-    def __init__(self, name: str, folder: Path, environment: dict[str, str]) -> None:
-        """Start nothing yet."""
+    def __init__(self, name: str, folder: Path, environment: dict[str, str], module: str = "telltale") -> None:
+        """Start nothing yet. module: the command line it is run by."""
         self.name = name
+        self._module = module
         self._port = free_port()
         self._services = Services(folder, environment | {"TELLTALE_METRICS__PORT": str(self._port)})
         self.watch: Watch
 
     def __enter__(self) -> Self:
-        self._services.start(self.name, self.name)
+        self._services.start(self.name, self.name, module=self._module)
         self.watch = Watch(self._services.pid(self.name)).__enter__()
         return self
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from detector.engine import Detector
 from detector.manifest import Channel, Manifest
 from detector.registry import Registry
-from stream.contracts import Sample
+from stream.columns import to_columns
+from stream.contracts import Sample, SampleColumns
 from stream.settings import FamilySettings
 from training.calibration import calibrate, golden_windows
 from training.datasets import DATASET_EPOCH_MS, Dataset, Series
@@ -85,12 +86,28 @@ def add_spikes(values: NDArray[np.float32], shape: Shape, every: int, seed: int,
 
 def to_samples(family: FamilySettings, values: NDArray[np.float32], first_slot: int = FIRST_SLOT) -> Iterator[Sample]:
     """Yield the rows slot by slot, all entities side by side."""
-    names, first_command = [f"entity-{i:04d}" for i in range(len(values))], len(family.numeric)
+    names, first_command = [_entity(number) for number in range(len(values))], len(family.numeric)
     for index in range(values.shape[1]):
         ts_ms = (first_slot + index) * family.interval_ms
         rows = values[:, index]
         for name, numeric, commands in zip(names, rows[:, :first_command], rows[:, first_command:] > 0, strict=True):
             yield Sample(name, ts_ms, dict(zip(family.channels, numeric.tolist() + commands.tolist(), strict=True)))
+
+
+def to_blocks(
+    family: FamilySettings, values: NDArray[np.float32], first_slot: int = FIRST_SLOT
+) -> Iterator[SampleColumns]:
+    """Yield the same rows with those of a hop in one record, hop by hop, all entities side by side."""
+    channels, hop = [*family.channels], family.hop
+    for begin in range(0, values.shape[1], hop):
+        rows = values[:, begin : begin + hop]
+        ts_ms = (first_slot + begin + np.arange(rows.shape[1])) * family.interval_ms
+        for number, of_entity in enumerate(rows):
+            yield to_columns(_entity(number), channels, ts_ms, of_entity)
+
+
+def _entity(number: int) -> str:
+    return f"entity-{number:04d}"
 
 
 def publish_model(registry: Registry, shape: Shape, starts: tuple[int, ...], seed: int) -> Manifest:

@@ -102,7 +102,18 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel("Records refused per minute", (rate("records_rejected", "reason", unit_s=60),)),
             Panel("Dead letters per minute", (rate("dead_letters", "reason", unit_s=60),)),
+            Panel(
+                "Dead letters left out per minute",
+                (rate("dead_letters_dropped", "reason", unit_s=60),),
+                help="Refused records beyond limits.dead_letters_per_s, told together.",
+            ),
+            Panel(
+                "Families whose records break their contract",
+                (total("refusing", "family"),),
+                help="1 while more than limits.refused_share of a family's records are refused.",
+            ),
             Panel("Late rows", ((rate("late_records")[0], "late"),), "cps"),
+            Panel("Jumps of clocks per minute", ((rate("clock_jumps", unit_s=60)[0], "jumps"),)),
             Panel("Transactions given up per minute", (rate("txn_aborts", "service", unit_s=60),)),
             Panel(
                 "Partitions held back",

@@ -32,12 +32,15 @@ class Services:
         self._environment = environment
         self._children: dict[str, _Child] = {}
 
-    def start(self, name: str, *arguments: str) -> None:
-        """Run `telltale ARGUMENTS` under a name; in a session of its own, so that Ctrl-C reaches it through `stop`."""
+    def start(self, name: str, *arguments: str, module: str = "telltale") -> None:
+        """Run `telltale ARGUMENTS` under a name; in a session of its own, so that Ctrl-C reaches it through `stop`.
+
+        module: another one to be run as the command line.
+        """
         log = self._folder / f"{name}.log"
         with log.open("ab") as sink:
             process = subprocess.Popen(  # noqa: S603 our own interpreter and module
-                [sys.executable, "-m", "telltale", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=sink,

@@ -54,6 +54,9 @@ def advance(
         return _alert(state, of, manifest, notice, missing_fraction)
 
     alerts: list[Alert] = []
+    if episode is not None and notice.end_slot < episode.first_slot:  # the entity's clock went back
+        alerts.append(message("resolved", msgspec.structs.replace(episode, revision=episode.revision + 1)))
+        episode = None
     if hits:
         before = episode
         episode = _open(deployment, notice, hits) if episode is None else _extend(episode, hits)

@@ -2,7 +2,8 @@
 
 The three-sigma rule is kept on the entity's own scores so far (paper, section 4.2, read causally): mean and variance
 start from training data and follow the scored series. An entity that was followed for less than `learning` slots is
-not judged, since its level may not be that of training.
+not judged, since its level may not be that of training. Under a budget of false alarms the sigmas are those that keep
+it, where they are more (`detector.floor`).
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.floor import Floor, floor_deviations, floor_rule, follow_floor, start_floor
 from detector.levels import NO_SCORES, Level, follow_level
-from detector.manifest import DecisionConfig, EntityCalibration, Manifest, Moments, Tail
+from detector.manifest import EntityCalibration, Manifest, Moments, Tail
 from detector.rounding import nullable
 from stream.contracts import ChannelEvidence, ModelRef, ScoreBlock, Stage, WindowNotice
 
@@ -36,7 +38,7 @@ class SeriesMoments(msgspec.Struct, frozen=True):
     """Moments of an entity's scores so far, by stage, for one model version.
 
     followed: live slots with a score, under whichever model. The stretches hold the scores of the alarm that each stage
-    is in, and nothing while it is in none.
+    is in, and nothing while it is in none. The floors are None without a budget.
     """
 
     version: str
@@ -45,6 +47,8 @@ class SeriesMoments(msgspec.Struct, frozen=True):
     followed: int = 0
     provisional_stretch: Moments = NO_SCORES
     final_stretch: Moments = NO_SCORES
+    provisional_floor: Floor | None = None
+    final_floor: Floor | None = None
 
 
 class Hit(NamedTuple):
@@ -76,7 +80,21 @@ class Decision(NamedTuple):
 
 def initial_moments(manifest: Manifest, entity: EntityCalibration, followed: int = 0) -> SeriesMoments:
     """Start from what training data said of the entity. followed: its live slots so far, under an earlier model."""
-    return SeriesMoments(manifest.version, entity.provisional, entity.final, followed)
+    return SeriesMoments(
+        manifest.version,
+        entity.provisional,
+        entity.final,
+        followed,
+        provisional_floor=start_floor(manifest, "provisional"),
+        final_floor=start_floor(manifest, "final"),
+    )
+
+
+def sigmas_in_force(manifest: Manifest, stage: Stage, floor: Floor | None) -> float:
+    """Return how many deviations above the mean a stage's scores are anomalous: its own number, or the floor's."""
+    rule, own = floor_rule(manifest, stage), manifest.decision
+    sigmas = own.provisional_sigmas if stage == "provisional" else own.final_sigmas
+    return sigmas if rule is None or floor is None else max(sigmas, floor_deviations(floor, rule))
 
 
 def decide(
@@ -87,20 +105,23 @@ def decide(
     blocks: list[ScoreBlock] = []
     hits: list[Hit] = []
     levels: list[Level] = []
-    for part in _parts(manifest.decision, notice, view, moments):
+    floors: list[Floor | None] = []
+    for part in _parts(manifest, notice, view, moments):
         judged = _judge(manifest, notice, part, learning=learning)
         if judged is None:
             levels.append(part.level)
+            floors.append(part.floor)
             continue
         level = follow_level(part.level, judged.scores, manifest.decision, alarmed=bool(judged.preds.any()))
         levels.append(level)
+        floors.append(part.floor if learning else _follow(manifest, part, judged.z))
         evidence = _evidence(numeric, view, judged.peak_position)
         blocks.append(_block(manifest, notice, judged, evidence, learning=learning))
         hits += _hits(judged, evidence, adapted=level.adapted)
     provisional, final = levels
     followed = moments.followed + sum(len(b.scores) - b.scores.count(None) for b in blocks if b.stage == "provisional")
     after = SeriesMoments(
-        manifest.version, provisional.moments, final.moments, followed, provisional.stretch, final.stretch
+        manifest.version, provisional.moments, final.moments, followed, provisional.stretch, final.stretch, *floors
     )
     return Decision(blocks, hits, after)
 
@@ -147,12 +168,13 @@ def tail_probability(tail: Tail, z: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class _Part(NamedTuple):
-    """One stage of a window before it is judged. last: its newest slot. scores: (L,)."""
+    """One stage of a window before it is judged. last: its newest slot. scores: (L,). sigmas: those in force."""
 
     stage: Stage
     last: int
     scores: NDArray[np.float32]
     level: Level
+    floor: Floor | None
     sigmas: float
 
 
@@ -169,14 +191,21 @@ class _Judged(NamedTuple):
     peak_position: int | None
 
 
-def _parts(rule: DecisionConfig, notice: WindowNotice, view: WindowView, moments: SeriesMoments) -> tuple[_Part, _Part]:
+def _parts(manifest: Manifest, notice: WindowNotice, view: WindowView, moments: SeriesMoments) -> tuple[_Part, _Part]:
     provisional = Level(moments.provisional, moments.provisional_stretch)
     final = Level(moments.final, moments.final_stretch)
     front = notice.end_slot - notice.final_delay
+    floors = moments.provisional_floor, moments.final_floor
+    sigmas = sigmas_in_force(manifest, "provisional", floors[0]), sigmas_in_force(manifest, "final", floors[1])
     return (
-        _Part("provisional", notice.end_slot, view.provisional, provisional, rule.provisional_sigmas),
-        _Part("final", front, view.final, final, rule.final_sigmas),
+        _Part("provisional", notice.end_slot, view.provisional, provisional, floors[0], sigmas[0]),
+        _Part("final", front, view.final, final, floors[1], sigmas[1]),
     )
+
+
+def _follow(manifest: Manifest, part: _Part, z: NDArray[np.float64]) -> Floor | None:
+    rule = floor_rule(manifest, part.stage)
+    return part.floor if rule is None or part.floor is None else follow_floor(part.floor, z, part.sigmas, rule)
 
 
 def _judge(manifest: Manifest, notice: WindowNotice, part: _Part, *, learning: bool) -> _Judged | None:

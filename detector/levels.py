@@ -35,7 +35,7 @@ def follow(moments: Moments, scores: NDArray[np.float64], limit: float, rule: De
     new = np.minimum(scores[~np.isnan(scores)], limit)
     if not len(new):
         return moments
-    return _merge(moments, max(min(moments.count, rule.memory - len(new)), 0.0), new)
+    return merge(moments, max(min(moments.count, rule.memory - len(new)), 0.0), new)
 
 
 def follow_level(level: Level, scores: NDArray[np.float64], rule: DecisionConfig, *, alarmed: bool) -> Level:
@@ -51,7 +51,7 @@ def follow_level(level: Level, scores: NDArray[np.float64], rule: DecisionConfig
     if not (rule.adapt_after and alarmed):
         return Level(moments, NO_SCORES)
     limit = max(limit, _robust_limit(scores, rule.limit_sigmas))
-    stretch = _merge(level.stretch, level.stretch.count, np.minimum(scores, limit))
+    stretch = merge(level.stretch, level.stretch.count, np.minimum(scores, limit))
     if stretch.count > rule.adapt_after:
         return Level(stretch, NO_SCORES, adapted=True)
     return Level(moments, stretch)
@@ -63,7 +63,7 @@ def _robust_limit(scores: NDArray[np.float64], sigmas: float) -> float:
     return median + sigmas * _MAD_TO_SIGMA * float(np.median(np.abs(scores - median)))
 
 
-def _merge(moments: Moments, weight: float, scores: NDArray[np.float64]) -> Moments:
+def merge(moments: Moments, weight: float, scores: NDArray[np.float64]) -> Moments:
     """Return the moments of scores and of older ones that weigh as so many (pairwise update of Chan et al. 1979)."""
     total = weight + len(scores)
     shift = float(scores.mean()) - moments.mean

@@ -82,25 +82,6 @@ class CompanionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     activity: int = 51
 
 
-class DecisionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How scores become alerts.
-
-    final_sigmas: a final score so many deviations above the mean of the entity's scores so far is anomalous (the
-    three-sigma rule, with another number). provisional_sigmas: the same for a provisional score, which rests on less.
-    limit_sigmas: more deviations than these count as these for mean and deviation. memory: slots of scores that both
-    remember. resolve_after: normal slots that end an episode. learning: scored slots of an entity before any is called
-    anomalous. adapt_after: an alarm of more scored slots than these is the new normal level; 0 keeps alarming.
-    """
-
-    final_sigmas: float = 3.5
-    provisional_sigmas: float = 6.0
-    limit_sigmas: float = 12.0
-    memory: int = 2000
-    resolve_after: int = 50
-    learning: int = 512
-    adapt_after: int = 512
-
-
 class Moments(msgspec.Struct, frozen=True):
     """Count, mean and variance of a series of scores."""
 
@@ -112,6 +93,47 @@ class Moments(msgspec.Struct, frozen=True):
     def deviation(self) -> float:
         """The standard deviation."""
         return math.sqrt(max(self.variance, 0.0))
+
+
+class Peaks(msgspec.Struct, frozen=True):
+    """Peaks of normal scores above a level, in deviations: of a stretch above it, the highest score.
+
+    Stretches with at most `resolve_after` slots between them are one. slots: scores looked at. excesses: moments of how
+    far the peaks are above the level.
+    """
+
+    level: float
+    slots: float
+    excesses: Moments
+
+
+class AlarmBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """False alarms that an entity may raise, and where its floor starts from: all entities' scores on training rows."""
+
+    alarms_per_week: float
+    provisional: Peaks
+    final: Peaks
+
+
+class DecisionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How scores become alerts.
+
+    final_sigmas: a final score so many deviations above the mean of the entity's scores so far is anomalous (the
+    three-sigma rule, with another number). provisional_sigmas: the same for a provisional score, which rests on less.
+    limit_sigmas: more deviations than these count as these for mean and deviation. memory: slots of scores that both
+    remember. resolve_after: normal slots that end an episode. learning: scored slots of an entity before any is called
+    anomalous. adapt_after: an alarm of more scored slots than these is the new normal level; 0 keeps alarming. budget:
+    without one, no threshold is raised to keep it.
+    """
+
+    final_sigmas: float = 3.5
+    provisional_sigmas: float = 6.0
+    limit_sigmas: float = 12.0
+    memory: int = 2000
+    resolve_after: int = 50
+    learning: int = 512
+    adapt_after: int = 512
+    budget: AlarmBudget | None = None
 
 
 class EntityCalibration(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from detector.cuts import cut_series
 from detector.decision import Decision, WindowView, decide, initial_moments
 from detector.engine import WindowBatch
 from detector.models import Model
@@ -42,16 +43,19 @@ class Series(Protocol):
 class SeriesScores(NamedTuple):
     """Scores of the rows of one entity, (n,) each; score and p_value are NaN for a row that can't be scored.
 
-    provisional: the score known at once. final: whether `score` had all the later slots it waits for; the last rows
-    of a series have the score of what there is. residual, expected: (n, C) of the numeric channels, of the window that
-    gave `score`, None unless asked for; residual is over scale, NaN where a value is missing, expected in raw units.
+    threshold: what `score` was judged by, NaN where it is. provisional: the score known at once. final: whether `score`
+    had all the later slots it waits for; the last rows of a series have the score of what there is. residual, expected:
+    (n, C) of the numeric channels, of the window that gave `score`, None unless asked for; residual is over scale, NaN
+    where a value is missing, expected in raw units.
     """
 
     entity: str
     score: NDArray[np.float64]
     p_value: NDArray[np.float64]
     pred: NDArray[np.bool_]
+    threshold: NDArray[np.float64]
     provisional: NDArray[np.float64]
+    provisional_pred: NDArray[np.bool_]
     final: NDArray[np.bool_]
     residual: NDArray[np.float32] | None = None
     expected: NDArray[np.float32] | None = None
@@ -148,55 +152,6 @@ class _Judge:
         _explain(self._result, self._series, block, notice, view)
 
 
-def cut_series(geometry: Geometry, series: Series, *, ended: bool = True) -> list[Cut]:
-    """Return the windows that the live windower cuts; of a series that ended, one more for the rows behind them.
-
-    What `stream.heads.Head` says row by row, all rows at once.
-    """
-    slots, cuts = series.slots, list[Cut]()
-    begins = np.flatnonzero(np.diff(slots, prepend=slots[0]) > geometry.max_gap)
-    begins, ends = np.append(0, begins), np.append(begins, len(slots))
-    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
-        newest = int(slots[end - 1])
-        if end < len(slots):
-            watermark = newest + geometry.hop + geometry.final_delay
-        elif ended:
-            watermark = newest + geometry.hop - 1
-        else:
-            watermark = newest - geometry.lateness
-            watermark -= not np.isin(watermark, slots[begin:end])
-        gap = int(slots[begin]) - 1 - cuts[-1].end_slot if cuts else 0
-        cuts += _cut_life(geometry, slots[begin:end], watermark, begin, gap)
-    return cuts
-
-
-def _cut_life(geometry: Geometry, slots: NDArray[np.int64], watermark: int, offset: int, gap: int) -> list[Cut]:
-    """Cut the windows of one life up to a watermark. offset: of its first row. gap: slots missing before it."""
-    hop, first = geometry.hop, int(slots[0])
-    before = geometry.last_boundary(first - 1 - geometry.lateness)
-    ends = np.arange(before + hop, geometry.last_boundary(watermark) + 1, hop)
-    after = np.searchsorted(slots, ends, side="right")
-    concerned = np.searchsorted(slots, (ends - hop - geometry.final_delay + 1) // hop * hop)
-    ends, after = ends[after > concerned], after[after > concerned]
-    oldest = np.searchsorted(slots, ends - geometry.length + 1)
-    news = np.diff(ends, prepend=before)
-    return [
-        Cut(
-            end_slot=end,
-            new_slots=new,
-            rows=last - start,
-            ring=first,
-            first_slot=first,
-            gap_slots=0 if number else gap,
-            first_offset=offset + start if last > start else -1,
-            last_offset=offset + last - 1 if last > start else -1,
-        )
-        for number, (end, new, start, last) in enumerate(
-            zip(ends.tolist(), news.tolist(), oldest.tolist(), after.tolist(), strict=True)
-        )
-    ]
-
-
 def _notices(model: Model, series: Series, cuts: Sequence[Cut]) -> list[WindowNotice]:
     geometry = model.manifest.geometry
     return [
@@ -248,7 +203,7 @@ def _empty(series: Series, channels: int | None) -> SeriesScores:
     rows = len(series.slots)
     nan = np.full(rows, np.nan)
     no = np.zeros(rows, dtype=bool)
-    scores = SeriesScores(series.entity, nan, nan.copy(), no, nan.copy(), no.copy())
+    scores = SeriesScores(series.entity, nan, nan.copy(), no, nan.copy(), nan.copy(), no.copy(), no.copy())
     if channels is None:
         return scores
     wide = np.full((rows, channels), np.nan, dtype=np.float32)
@@ -265,12 +220,15 @@ def _put(result: SeriesScores, series: Series, block: ScoreBlock, *, known: bool
     """Enter a block's scores into the rows they belong to. known: whether a final score has all it waits for."""
     rows, present = _rows(series, block)
     scores = np.array(block.scores, dtype=np.float64)[present]
+    preds = np.array(block.preds)[present]
     if block.stage == "provisional":
         result.provisional[rows] = scores
+        result.provisional_pred[rows] = preds
         return
     result.score[rows] = scores
     result.p_value[rows] = np.array(block.p_values, dtype=np.float64)[present]
-    result.pred[rows] = np.array(block.preds)[present]
+    result.pred[rows] = preds
+    result.threshold[rows] = np.where(np.isnan(scores), np.nan, block.threshold)
     result.final[rows] = known
 
 

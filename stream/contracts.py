@@ -30,6 +30,24 @@ class Sample(msgspec.Struct, frozen=True):
     values: dict[str, float | bool | None]
 
 
+class SampleColumns(msgspec.Struct, frozen=True, gc=False):
+    """Rows of one entity in one record, see `stream.columns`.
+
+    ts: little-endian int64 of each row. values: little-endian float32 row by row, in the order of `channels`; NaN where
+    missing. Channels left out are missing in all rows.
+    """
+
+    entity: str
+    channels: list[str]
+    ts: bytes
+    values: bytes
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self.ts) // 8
+
+
 class SourceRange(msgspec.Struct, frozen=True):
     """Where a window's rows stand in Kafka: offsets of the first and last one, both inclusive."""
 
@@ -160,6 +178,17 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     offset: int
     size: int
     truncated: bool
+
+
+class DroppedLetters(msgspec.Struct, frozen=True, kw_only=True):
+    """Refused records of one partition that have no dead letter of their own: how many by reason, and between where."""
+
+    v: Literal[1] = 1
+    topic: str
+    partition: int
+    first_offset: int
+    last_offset: int
+    reasons: dict[str, int]
 
 
 def episode_id(deployment: str, entity: str, start_slot: int) -> str:

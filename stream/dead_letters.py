@@ -2,7 +2,7 @@
 
 import msgspec
 
-from stream.contracts import DeadLetter
+from stream.contracts import DeadLetter, DroppedLetters
 from stream.errors import ContractError
 from stream.kafka import Headers, Outgoing, Record
 
@@ -29,6 +29,23 @@ def dead_letter(topic: str, record: Record, error: ContractError) -> Outgoing:
     key = None if record.key is None else record.key[:MAX_KEY_BYTES]
     headers = [*kept, (HEADER, msgspec.json.encode(letter))]
     return Outgoing(topic, record.partition, key, value[:MAX_KEPT_BYTES], headers)
+
+
+def summary_letter(topic: str, dropped: DroppedLetters) -> Outgoing:
+    """Tell of refused records that have no dead letter of their own, on the partition they came from."""
+    count = sum(dropped.reasons.values())
+    letter = DeadLetter(
+        reason="dropped",
+        detail=f"{count} refused records up to offset {dropped.last_offset} have no dead letter of their own",
+        topic=dropped.topic,
+        partition=dropped.partition,
+        offset=dropped.first_offset,
+        size=0,
+        truncated=False,
+    )
+    return Outgoing(
+        topic, dropped.partition, None, msgspec.json.encode(dropped), [(HEADER, msgspec.json.encode(letter))]
+    )
 
 
 def _fitting(headers: Headers) -> Headers:

@@ -4,7 +4,11 @@ A slot is `round(ts_ms / interval_ms)`. Windows of a family end at slots `e` wit
 the entity and whenever it started, so that a replay cuts the same windows.
 """
 
+from collections.abc import Sequence
+
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from stream.errors import ContractError
 
@@ -19,6 +23,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     length: L, rows the model sees. hop: new rows between two windows. lateness: how far a row may lag behind the
     entity's newest one and still count. final_delay: d, how many slots after its own a score becomes final.
     slack: rows the ring keeps beyond L, the room in which the windower may run ahead of the worker.
+    max_jump: how far a row may lie from the entity's newest one, either way, before its time stamp is doubted.
+    jump_rows: how many doubted rows in a row must agree before the clock is taken to have jumped.
     """
 
     length: int = 512
@@ -26,6 +32,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lateness: int = 0
     final_delay: int = 100
     slack: int = 1024
+    max_jump: int = 86_400
+    jump_rows: int = 5
 
     def __post_init__(self) -> None:
         """Raise ValueError naming every inconsistency."""
@@ -40,6 +48,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 ),
                 (self.lateness < 0, f"lateness wants 0 or more slots, got {self.lateness}"),
                 (self.final_delay < 0, f"final_delay wants 0 or more slots, got {self.final_delay}"),
+                (self.max_jump < 0, f"max_jump wants 0 or more slots, got {self.max_jump}"),
+                (self.jump_rows < 1, f"jump_rows wants at least 1 row, got {self.jump_rows}"),
                 (
                     self.hop + self.final_delay > self.length,
                     f"hop + final_delay ({self.hop} + {self.final_delay}) must fit into length ({self.length})",
@@ -73,6 +83,11 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """
         return self.slack - self.hop - self.lateness
 
+    @property
+    def longest_step(self) -> int:
+        """Slots between an entity's newest row and one whose time stamp is still believed at once."""
+        return max(self.max_jump, self.max_gap)
+
     def last_boundary(self, watermark: int) -> int:
         """Return the newest window end the watermark has passed: the largest e <= it with (e + 1) % hop == 0."""
         return (watermark + 1) // self.hop * self.hop - 1
@@ -88,6 +103,15 @@ def slot_of(ts_ms: int, interval_ms: int) -> int:
             "timestamp", f"ts wants milliseconds since 1970 between 2000 and 2100, got {ts_ms}{_unit_hint(ts_ms)}"
         )
     return (2 * ts_ms + interval_ms) // (2 * interval_ms)
+
+
+def slots_of(ts_ms: Sequence[int] | NDArray[np.int64], interval_ms: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the slots of time stamps, and which of them `slot_of` takes; the slot of another one means nothing."""
+    try:
+        ts = np.array(ts_ms, dtype=np.int64)
+    except OverflowError:
+        ts = np.array([min(max(one, 0), MAX_TS_MS) for one in ts_ms], dtype=np.int64)
+    return (2 * ts + interval_ms) // (2 * interval_ms), (ts >= MIN_TS_MS) & (ts < MAX_TS_MS)
 
 
 def _unit_hint(ts_ms: int) -> str:

@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from stream.errors import AccessError, TransientError, UsageError
@@ -198,17 +198,20 @@ def within(timeout_s: float, what: str, call: Callable[[], None]) -> None:
         raise errors[0]
 
 
-def to_record(message: "Message[bytes, bytes]") -> Record:
+def to_record(message: Any) -> Record:
     """Take what we use out of a consumed message that carries no error."""
-    headers = cast("Headers | None", message.headers())
-    return Record(
-        cast("str", message.topic()),
-        cast("int", message.partition()),
-        cast("int", message.offset()),
-        message.key(),
-        message.value(),
-        message.timestamp()[1],
-        headers or (),
+    # Made for every row of telemetry: a named tuple's own constructor takes four times as long.
+    return tuple.__new__(
+        Record,
+        (
+            message.topic(),
+            message.partition(),
+            message.offset(),
+            message.key(),
+            message.value(),
+            message.timestamp()[1],
+            message.headers() or (),
+        ),
     )
 
 

@@ -7,6 +7,8 @@ done with. A stage never sees a record twice without being told to drop its stat
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -36,6 +38,9 @@ _log = structlog.get_logger()
 POLL_S = 0.05
 _CHECK_S = 1.0
 _MARGIN_S = 1.0
+# Of a batch, about; records that hold many rows are worked on fewer at a time.
+_BATCH_BYTES = 8 * 2**20
+_PARTITION = attrgetter("partition")
 
 
 class Progress(NamedTuple):
@@ -79,7 +84,7 @@ class LoopConfig(NamedTuple):
     """What one loop reads, and as whom.
 
     transactional_id: stable per process instance, so that its successor ends the transaction it left open.
-    batch_records: how many records at most are worked on before a commit.
+    batch_records: how many records at most are worked on before a commit; fewer where they are large.
     """
 
     topic: str
@@ -102,21 +107,25 @@ class TransactionalLoop:
         self._health = health
         self._owned: dict[int, int] = {}
         self._held: list[Record] = []
+        self._record_bytes = 8 * 1024.0  # of the last batch, on average
         self._paused: set[int] = set()
         self._lag_observed = 0.0
         self._checked = 0.0
-        self._committed_at = 0.0
+        self._worked_at = 0.0
         self._stable_offsets = StableOffsets(kafka, config.topic, metrics, health)
 
     def run(self, stopping: Callable[[], bool]) -> None:
-        """Loop until `stopping()`; raise TransientError if nothing works for the whole deadline."""
+        """Loop until `stopping()`; raise TransientError if nothing works for the whole deadline.
+
+        Records replayed, committed or held for want of room are work; so a long rebuild is no failure.
+        """
         failing_since: float | None = None
         while not stopping():
             started = time.monotonic()
             try:
                 self._run_connected(stopping)
             except TransientError as error:
-                if self._committed_at > started or time.monotonic() - started > self._kafka.reconnect_deadline_s:
+                if self._worked_at > started or time.monotonic() - started > self._kafka.reconnect_deadline_s:
                     failing_since = None
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > self._kafka.reconnect_deadline_s:
@@ -160,28 +169,35 @@ class TransactionalLoop:
             self._commit(consumer, producer, progress)
             self._owned.update(progress.next_offsets)
         elif progress.held:
+            self._worked_at = time.monotonic()
             time.sleep(POLL_S)
 
     def _consume(self, consumer: Consumer) -> list[Record]:
         try:
-            messages = consumer.consume(self._config.batch_records, timeout=0.0 if self._held else POLL_S)
+            count = min(self._config.batch_records, max(1, int(_BATCH_BYTES / self._record_bytes)))
+            messages = consumer.consume(count, timeout=0.0 if self._held else POLL_S)
         except KafkaException as error:
             raise self._failure(error.args[0], f"consuming {self._config.topic}") from error
-        for message in messages:
-            if (problem := message.error()) is not None:
-                self._raise_for(problem, message.partition())
         records = [to_record(message) for message in messages if message.error() is None]
+        if len(records) < len(messages):
+            self._raise_for_any(messages)
         self._metrics.records_consumed.inc(len(records))
+        if records:
+            self._record_bytes = max(1.0, sum(len(record.value or b"") for record in records) / len(records))
+        if self._owned.keys() >= {*map(_PARTITION, records)}:
+            return records
         return [record for record in records if record.partition in self._owned]
 
     def _replay(self, records: list[Record]) -> list[Record]:
         """Hand records below the committed offset to the stage silently; return the others."""
-        if all(record.offset >= self._owned[record.partition] for record in records):
+        runs = groupby(records, key=_PARTITION)  # the first record of a run is its oldest
+        behind = {partition for partition, run in runs if next(run).offset < self._owned[partition]}
+        if not behind:
             return records
-        for partition in {record.partition for record in records}:
-            old = [r for r in records if r.partition == partition and r.offset < self._owned[partition]]
-            if old:
-                self._stage.replay(partition, old)
+        for partition in behind:
+            done = self._owned[partition]
+            self._stage.replay(partition, [r for r in records if r.partition == partition and r.offset < done])
+            self._worked_at = time.monotonic()
         return [record for record in records if record.offset >= self._owned[record.partition]]
 
     def _commit(self, consumer: Consumer, producer: Producer, progress: Progress) -> None:
@@ -205,7 +221,7 @@ class TransactionalLoop:
             except TransientError:
                 self._metrics.txn_aborts.inc()
                 raise
-        self._committed_at = time.monotonic()
+        self._worked_at = time.monotonic()
         self._stage.committed(delivered)
 
     def _failure(self, error: KafkaError, doing: str) -> TelltaleError:
@@ -226,10 +242,13 @@ class TransactionalLoop:
             return failure(error, doing, missing) if missing else self._failure(error, doing)
         return self._failure(error, doing)
 
-    def _raise_for(self, error: KafkaError, partition: int | None) -> None:
-        if error.fatal() or not error.retriable():
-            raise self._failure(error, f"reading partition {partition}")
-        _log.warning("kafka", error=error.str())
+    def _raise_for_any(self, messages: Sequence[Any]) -> None:
+        for message in messages:
+            error = message.error()
+            if error is not None and (error.fatal() or not error.retriable()):
+                raise self._failure(error, f"reading partition {message.partition()}")
+            if error is not None:
+                _log.warning("kafka", error=error.str())
 
     def _check(self) -> None:
         if time.monotonic() - self._checked >= _CHECK_S:

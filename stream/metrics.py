@@ -39,7 +39,12 @@ class Metrics:
         self.records_consumed = counter("records_consumed", "Records taken from Kafka")
         self.records_rejected = counter("records_rejected", "Records that broke their contract", "reason")
         self.dead_letters = counter("dead_letters", "Records written to the dead-letters topic", "reason")
+        self.dead_letters_dropped = counter(
+            "dead_letters_dropped", "Refused records told together, without a dead letter of their own", "reason"
+        )
+        self.refusing = gauge("refusing", "1 while too many of a family's records break their contract", "family")
         self.late_records = counter("late_records", "Rows that came after their window was final")
+        self.clock_jumps = counter("clock_jumps", "Times that an entity's clock jumped for good")
         self.notices = counter("notices", "Windows announced to the worker")
         self.windows_scored = counter("windows_scored", "Windows that went through the network")
         self.rows_scored = counter("rows_scored", "Rows that got their first score")
@@ -79,6 +84,7 @@ class Health:
         self._clock = clock
         self._ticked = clock()
         self._missing = {"assignment"}
+        self._notes: dict[str, str] = {}
 
     def tick(self) -> None:
         """Record that the loop came round."""
@@ -91,15 +97,20 @@ class Health:
         else:
             self._missing.add(part)
 
+    def note(self, part: str, text: str) -> None:
+        """Show a line about a part beside whether it is ready, which stays as it is; none where the text is empty."""
+        self._notes = {**self._notes, part: text}  # read by the thread that serves the probes
+
     def live(self) -> tuple[bool, str]:
         """Return whether the loop moves, and a line to show."""
         age = self._clock() - self._ticked
         return age <= self._liveness_s, f"last loop {age:.1f} s ago, {self._liveness_s:.0f} s allowed"
 
     def ready(self) -> tuple[bool, str]:
-        """Return whether everything is there, and what is missing."""
+        """Return whether everything is there, and what is missing or to be noted."""
         missing = sorted(self._missing)
-        return not missing, "ready" if not missing else f"waiting for {', '.join(missing)}"
+        line = "ready" if not missing else f"waiting for {', '.join(missing)}"
+        return not missing, "; ".join([line, *(f"{part}: {text}" for part, text in self._notes.items() if text)])
 
 
 class MetricsServer:

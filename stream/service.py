@@ -1,5 +1,6 @@
 """Runs one stage as a service process: metrics endpoint, signals, transactional loop. Knows no stage's work."""
 
+import gc
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from stream.settings import Settings
 from stream.topics import Topic, ensure_topics, group_name, topic_name
 
 _log = structlog.get_logger()
+_GARBAGE_THRESHOLDS = (50_000, 20, 100)
 
 
 class Service(NamedTuple):
@@ -37,7 +39,7 @@ def run_service(settings: Settings, service: Service, stop: threading.Event) -> 
     topic = topic_name(settings.topics, service.topic)
     config = LoopConfig(topic, group, f"{group}-{settings.instance}", service.batch_records)
     loop = TransactionalLoop(settings.kafka, config, service.stage, service.metrics, service.health)
-    with MetricsServer(settings.metrics, service.metrics, service.health) as server:
+    with MetricsServer(settings.metrics, service.metrics, service.health) as server, _garbage_seldom_collected():
         wait_for_broker(settings.kafka, stopping=stop.is_set)
         admin = make_admin(settings.kafka)
         # A broker that answered a moment ago may be on its way down, or just up and not able to create anything.
@@ -50,6 +52,23 @@ def run_service(settings: Settings, service: Service, stop: threading.Event) -> 
         _log.info("started", service=service.name, group=group, metrics_port=server.port, topic=topic)
         loop.run(stop.is_set)
     _log.info("stopped", service=service.name)
+
+
+@contextmanager
+def _garbage_seldom_collected() -> Iterator[None]:
+    """Look for reference cycles less often, and not among what was there before.
+
+    Records are thousands of objects a second that are in no cycle; looking for one among them took a fifth of the time.
+    """
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 @contextmanager

@@ -130,6 +130,15 @@ class LimitSettings(_Section):
 
     max_record_bytes: int = Field(262_144, ge=64, description="a larger telemetry record is dead-lettered undecoded")
     max_entities_per_partition: int = Field(25_000, ge=1, description="records of entities beyond are dead-lettered")
+    new_entities_per_minute: int = Field(
+        5000, ge=1, description="of a partition, by the records' Kafka time stamps; records beyond are dead-lettered"
+    )
+    dead_letters_per_s: float = Field(
+        100.0, gt=0, description="for each reason and windower; refused records beyond are counted and told together"
+    )
+    refused_share: float = Field(
+        0.2, gt=0, le=1, description="of a family's records; more than this refused is an error in log and metrics"
+    )
 
 
 class MetricsSettings(_Section):
@@ -162,6 +171,8 @@ class FamilySettings(_Section):
     lateness: int = Field(0, description="how many slots a row may lag behind the newest one")
     final_delay: int = Field(100, description="slots after which a score is final")
     slack: int = Field(1024, description="rows the windower may run ahead of the worker")
+    max_jump: int = Field(86_400, description="slots from the newest row beyond which a time stamp is doubted")
+    jump_rows: int = Field(5, description="doubted rows in a row that make a jump of the clock believed")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -189,6 +200,8 @@ class FamilySettings(_Section):
             lateness=self.lateness,
             final_delay=self.final_delay,
             slack=self.slack,
+            max_jump=self.max_jump,
+            jump_rows=self.jump_rows,
         )
 
 

@@ -9,8 +9,11 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from itertools import chain, groupby
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 import redis
 from numpy.typing import NDArray
@@ -18,7 +21,7 @@ from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError
 
 from stream.errors import FencedError, TransientError, UsageError
 from stream.redis_access import redis_client, refusal
-from stream.ring import Layout, Write
+from stream.ring import INDEX_BYTES, RING_FORMAT, Layout, Write
 from stream.settings import RedisSettings
 
 _ACQUIRE = """
@@ -29,18 +32,24 @@ redis.call('SET', KEYS[1], string.format('%.0f', epoch))
 return {string.format('%.0f', epoch), redis.call('GET', KEYS[2]) or ''}
 """
 _LOAD = "return {redis.call('GET', KEYS[1]), redis.call('HGETALL', KEYS[2])}"
-# ARGV: epoch, then per ring: size, time to live in ms, number of writes, and position and bytes of each.
+# KEYS: epoch, and for each write its ring. ARGV: epoch, then in groups of equal rings: number of writes, size of a
+# ring, where its values begin, bytes of a row's values, time to live in ms; and for each write position, slots, values.
 _WRITE_ROWS = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-local a = 2
-for k = 2, #KEYS do
-  if redis.call('EXISTS', KEYS[k]) == 0 then redis.call('SETRANGE', KEYS[k], ARGV[a] - 1, '\\0') end
-  for w = 1, ARGV[a + 2] do redis.call('SETRANGE', KEYS[k], ARGV[a + 1 + 2 * w], ARGV[a + 2 + 2 * w]) end
-  redis.call('PEXPIRE', KEYS[k], ARGV[a + 1])
-  a = a + 3 + 2 * ARGV[a + 2]
+local a, k = 2, 2
+while a < #ARGV do
+  local writes, size, values, row, ttl = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
+  a = a + 5
+  for _ = 1, writes do
+    local length = redis.call('SETRANGE', KEYS[k], ARGV[a] * INDEX_BYTES, ARGV[a + 1])
+    if length < size then redis.call('SETRANGE', KEYS[k], size - 1, '\\0') end
+    redis.call('SETRANGE', KEYS[k], values + ARGV[a] * row, ARGV[a + 2])
+    redis.call('PEXPIRE', KEYS[k], ttl)
+    a, k = a + 3, k + 1
+  end
 end
 return 1
-"""
+""".replace("INDEX_BYTES", str(INDEX_BYTES))
 # ARGV: epoch, the next offset that must be stored, the new one, then field and value of each head.
 _SAVE_HEADS = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] or (redis.call('GET', KEYS[3]) or '') ~= ARGV[2] then return 0 end
@@ -69,7 +78,7 @@ class RingRef(NamedTuple):
     layout: Layout
 
 
-class RingWrite(NamedTuple):
+class RingWrite(msgspec.Struct, frozen=True):
     """Rows to put into one ring."""
 
     ref: RingRef
@@ -163,12 +172,15 @@ class RedisWindowStore:
         """Put rows into rings, all or none. Raises FencedError if the epoch is not the stored one."""
         if not rings:
             return
-        keys = [self._key(partition, "epoch"), *(self._ring_key(partition, ring.ref) for ring in rings)]
+        keys = [self._key(partition, "epoch")]
         arguments: list[Any] = [epoch]
-        for ring in rings:
-            arguments += (ring.ref.layout.size, ring.ttl_ms, len(ring.writes))
-            for write in ring.writes:
-                arguments += write
+        for (layout, ttl_ms), alike in groupby(rings, key=_kind):
+            writes: list[Write] = []
+            for ring in alike:
+                writes += ring.writes
+                keys += [self._ring_key(partition, ring.ref)] * len(ring.writes)
+            arguments += len(writes), layout.size, layout.values_at, layout.row_bytes, ttl_ms
+            arguments += chain.from_iterable(writes)
         self._fenced(partition, self._call("write_rows", lambda: self._write_rows(keys=keys, args=arguments)))
 
     def save_heads(self, partition: int, epoch: int, next_offset: int, heads: Mapping[str, bytes]) -> None:
@@ -223,8 +235,7 @@ class RedisWindowStore:
         return f"{{{self._prefix}:{partition}}}:{name}"
 
     def _ring_key(self, partition: int, ref: RingRef) -> str:
-        digest = hashlib.blake2b(ref.entity.encode(), digest_size=16).hexdigest()
-        return self._key(partition, f"w:{digest}:{ref.ring}")
+        return f"{{{self._prefix}:{partition}}}:w:{_digest(ref.entity)}:{ref.ring}"
 
     def _fenced(self, partition: int, accepted: int) -> None:
         if not accepted:
@@ -245,10 +256,20 @@ class RedisWindowStore:
             raise
 
 
+def _kind(ring: RingWrite) -> tuple[Layout, int]:
+    return ring.ref.layout, ring.ttl_ms
+
+
+@lru_cache(maxsize=65_536)
+def _digest(entity: str) -> str:
+    return hashlib.blake2b(entity.encode(), digest_size=16).hexdigest()
+
+
 def connect(settings: RedisSettings, timer: Timer | None = None, *, layout: str = "") -> RedisWindowStore:
     """Return the window store of the configured Redis; connects on first use. Raises UsageError for no usable URL.
 
     layout: what is stored under one is invisible under another.
     """
     client = redis_client(settings)
-    return RedisWindowStore(client, f"{settings.prefix}:{layout}" if layout else settings.prefix, timer)
+    prefix = f"{settings.prefix}:{layout}.{RING_FORMAT}" if layout else settings.prefix
+    return RedisWindowStore(client, prefix, timer)

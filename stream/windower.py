@@ -6,118 +6,49 @@ starts at R, at or below the committed offset C, applies records silently up to 
 """
 
 import threading
-from collections import defaultdict, deque
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import attrgetter
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from stream.acknowledgements import Acknowledgements, KafkaAcknowledgements
+from stream.batch import Batch, Place, places_of, record_runs
+from stream.breaker import Breaker
 from stream.contracts import SourceRange, WindowNotice
-from stream.dead_letters import dead_letter
-from stream.decoding import Row, SampleDecoder, to_float32
+from stream.decoding import SampleDecoder
 from stream.errors import ContractError, UsageError
-from stream.grid import slot_of
 from stream.heads import Cut, Head, HeadRecord
 from stream.kafka import Outgoing, Record, wait_until
 from stream.loop import Progress
 from stream.metrics import Health, Metrics
-from stream.ring import Layout, Write
+from stream.newcomers import Newcomers
+from stream.owned import OwnedEntity, OwnedPartition, Unscored
+from stream.refusals import Refusals
+from stream.ring import PackedRows
+from stream.rows import FamilyRows, decode_records
 from stream.service import Service, run_service
-from stream.settings import FamilySettings, Settings
+from stream.settings import Settings
 from stream.topics import DEAD_LETTERS, TELEMETRY, WINDOWS, topic_name
-from stream.window_store import RingRef, RingWrite, Snapshot, WindowStore, connect
+from stream.window_store import RingWrite, Snapshot, WindowStore, connect
 
 _log = structlog.get_logger()
-# Longer than telemetry is kept, so that a ring is never gone while its head is remembered.
-_RING_KEPT_MS = 8 * 86_400_000
-_BATCH_RECORDS = 2000
+_BATCH_RECORDS = 8000
 _NOTICE = msgspec.json.Encoder()
 _HEAD = msgspec.msgpack.Encoder()
 _HEAD_DECODER = msgspec.msgpack.Decoder(HeadRecord)
 
 
-class _Fitting(NamedTuple):
-    """A record that kept its contract."""
-
-    record: Record
-    row: Row
-    slot: int
-    values: NDArray[np.float32]
-
-
-class _Entity:
-    """One entity's head and which of its windows the worker has still to score."""
-
-    def __init__(self, name: str, family: FamilySettings, head: Head, unscored: "deque[tuple[int, int]]") -> None:
-        self.name = name
-        self.family = family
-        self.geometry = head.geometry
-        self.head = head
-        self.unscored = unscored  # (ring, end_slot), oldest first
-        self.last_slot_with_room = 0.0
-        self._layout = Layout(self.geometry.capacity, len(family.channels))
-        self.ref = RingRef(name, head.ring, self._layout)
-        self.limit()
-
-    @property
-    def ttl_ms(self) -> int:
-        """How long an idle ring is kept."""
-        return max(_RING_KEPT_MS, 2 * self.geometry.capacity * self.family.interval_ms)
-
-    def follow_head(self) -> None:
-        """Name the ring of the present life, and work out which row may come."""
-        self.ref = RingRef(self.name, self.head.ring, self._layout)
-        self.limit()
-
-    def limit(self) -> None:
-        """Work out which row may come: none may take the place of one that an unscored window of its ring needs."""
-        oldest = next((end for ring, end in self.unscored if ring == self.head.ring), None)
-        self.last_slot_with_room = float("inf") if oldest is None else float(oldest + self.geometry.slack)
-
-
-class _Partition:
-    """What a windower knows of a partition it owns."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.next_offset: int | None = None  # of the snapshot
-        self.entities: dict[str, _Entity] = {}
-        self.unscored: dict[str, deque[tuple[int, int]]] = defaultdict(deque)
-        self.announced: deque[tuple[int, str]] = deque()  # offset in `windows` and entity
-
-    def add_entity(self, name: str, family: FamilySettings, head: Head) -> _Entity:
-        entity = self.entities[name] = _Entity(name, family, head, self.unscored[name])
-        return entity
-
-    def forget_scored(self, scored_up_to: int) -> None:
-        while self.announced and self.announced[0][0] < scored_up_to:
-            name = self.announced.popleft()[1]
-            self.unscored[name].popleft()
-            if name in self.entities:
-                self.entities[name].limit()
-
-
-class _Batch:
-    """What one batch does to one partition: rows to write, messages to produce, and where it had to stop."""
-
-    def __init__(self) -> None:
-        self.rows: dict[RingRef, list[_Fitting]] = defaultdict(list)
-        self.touched: dict[str, _Entity] = {}
-        self.outgoing: list[Outgoing] = []
-        self.next_offset: int | None = None
-        self.held: list[Record] = []
-
-
 class Windower:
     """A stage of the transactional loop: implements `stream.loop.Stage`."""
 
-    def __init__(self, settings: Settings, store: WindowStore, acks: Acknowledgements, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, store: WindowStore, acks: Acknowledgements, metrics: Metrics, health: Health
+    ) -> None:
         """Own no partition yet."""
         self._settings = settings
         self._store = store
@@ -126,15 +57,20 @@ class Windower:
         self._decoder = SampleDecoder(settings)
         self._geometries = {family.name: family.geometry for family in settings.families}
         self._windows = topic_name(settings.topics, WINDOWS)
-        self._dead_letters = topic_name(settings.topics, DEAD_LETTERS)
-        self._partitions: dict[int, _Partition] = {}
-        self._pending: dict[int, _Batch] = {}
+        dead_letters = topic_name(settings.topics, DEAD_LETTERS)
+        self._refusals = Refusals(dead_letters, settings.limits.dead_letters_per_s, metrics)
+        self._breaker = Breaker(settings.limits.refused_share, metrics, health)
+        self._partitions: dict[int, OwnedPartition] = {}
+        self._pending: dict[int, Batch] = {}
+        self._waiting: dict[int, Batch] = {}  # records that were held
 
     def restore(self, partition: int, committed: int, low: int) -> int:
         """Take over a partition: from its snapshot, or from the oldest telemetry where there is none."""
-        state = self._partitions[partition] = _Partition(self._store.acquire(partition))
+        epoch = self._store.acquire(partition)
         snapshot = self._store.load(partition)
         usable = snapshot.next_offset is not None and low <= snapshot.next_offset <= committed
+        newcomers = Newcomers(self._settings.limits, whole_log=usable or low == 0)
+        state = self._partitions[partition] = OwnedPartition(epoch, newcomers)
         if usable:
             state.next_offset = snapshot.next_offset
             self._restore_entities(partition, state, snapshot)
@@ -165,6 +101,7 @@ class Windower:
 
     def check(self) -> None:
         """Renew the snapshots, which fails where Redis has lost its data: nobody else would notice and rebuild it."""
+        self._refusals.tell()
         for partition, state in self._partitions.items():
             if state.next_offset is not None:
                 self._store.save_heads(partition, state.epoch, state.next_offset, {})
@@ -183,87 +120,127 @@ class Windower:
         for partition in partitions:
             self._partitions.pop(partition, None)
             self._pending.pop(partition, None)
+            self._waiting.pop(partition, None)
         self._observe_entities()
 
-    def _apply(self, partition: int, records: Sequence[Record], *, silent: bool) -> _Batch:
+    def _apply(self, partition: int, records: Sequence[Record], *, silent: bool) -> Batch:
         """Fold records into heads up to the first one whose place in its ring is still needed."""
-        state = self._partitions[partition]
-        batch = _Batch()
-        fitting, refused = self._decode(records)
-        for index, record in enumerate(records):
-            error = refused.get(record.offset)
-            if error is None:
-                one = fitting[record.offset]
-                if not silent and not self._has_room(state, partition, one):
-                    batch.held = list(records[index:])
-                    break
-                error = self._add(state, batch, one, silent=silent)
-            if error is not None and not silent:
-                batch.outgoing.append(self._refuse(record, error))
-            batch.next_offset = record.offset + 1
+        batch = self._waiting.pop(partition, None)
+        if batch is None or batch.records != records:
+            batch = Batch(records, *decode_records(self._decoder, records))
+            if self._fold_by_entity(self._partitions[partition], batch, silent=silent):
+                self._tell_refused(partition, batch, silent=silent)
+                return batch
+            batch.places = places_of(batch.families, len(records))
+        self._fold_in_order(partition, batch, silent=silent)
+        if batch.held:
+            self._waiting[partition] = batch.rest()
+        self._tell_refused(partition, batch, silent=silent)
         return batch
 
-    def _add(self, state: _Partition, batch: _Batch, one: _Fitting, *, silent: bool) -> ContractError | None:
+    def _tell_refused(self, partition: int, batch: Batch, *, silent: bool) -> None:
+        if silent:
+            return
+        for index in sorted(index for index in batch.refused if index < batch.done):
+            batch.tell(index, self._refusals.letter(batch.records[index], batch.refused[index]))
+        batch.tell(batch.done, self._refusals.summary(partition))
+        broken = Counter(
+            (self._decoder.family_name(batch.records[index].key), error.reason)
+            for index, error in batch.broken.items()
+            if index < batch.done
+        )
+        self._breaker.observe(batch.kept_contract(), broken)
+
+    def _fold_by_entity(self, state: OwnedPartition, batch: Batch, *, silent: bool) -> bool:
+        """Fold rows of which none can have to wait: whatever the order of entities, it comes out the same.
+
+        Returns False, and does nothing, if one may have to.
+        """
+        if not all(_surely_fits(state, rows) for rows in batch.families):
+            return False
+        for rows in batch.families:
+            self._fold_family(state, batch, rows, silent=silent)
+        return True
+
+    def _fold_family(self, state: OwnedPartition, batch: Batch, rows: FamilyRows, *, silent: bool) -> None:
+        slots, offsets, records = rows.slots.tolist(), rows.offsets.tolist(), rows.records.tolist()
+        descents = (np.flatnonzero(np.diff(rows.slots) <= 0) + 1).tolist()
+        for name, (first, end) in zip(rows.entities, pairwise(rows.bounds), strict=True):
+            entity = state.entities[name]
+            if entity.head.max_slot < slots[first] and bisect_right(descents, first) == bisect_left(descents, end):
+                for at, cuts in entity.head.add_run(slots[first:end], offsets[first:end]):
+                    self._announce(batch, entity, cuts, records[first + at], silent=silent)
+                batch.touch(entity)
+                batch.put(entity, rows, first, end)
+            else:
+                for at, to in record_runs(records, first, end):
+                    place = Place(rows, at, name, slots[at:to], offsets[at])
+                    self._add(state, batch, records[at], place, silent=silent)
+
+    def _fold_in_order(self, partition: int, batch: Batch, *, silent: bool) -> None:
+        """Fold row by row, up to the first one that has to wait for the worker."""
+        state = self._partitions[partition]
+        for index, place in enumerate(batch.places):
+            if place is not None:
+                if not silent and not self._has_room(state, partition, place):
+                    batch.done = index
+                    return
+                self._add(state, batch, index, place, silent=silent)
+
+    def _add(self, state: OwnedPartition, batch: Batch, index: int, place: Place, *, silent: bool) -> None:
+        """Add the rows of a record, all of them or, where the first one is refused, none: the others can't be then."""
         try:
-            entity = state.entities.get(one.row.entity) or self._new_entity(state, one)
-            cuts = entity.head.add(one.slot, one.record.offset)
+            entity = state.entities.get(place.entity)
+            if entity is None:
+                entity = self._new_entity(state, place, batch.records[index].timestamp_ms, silent=silent)
+            batch.touch(entity)
+            if len(place.slots) > 1:
+                _check_together(entity.head, place.slot)
+            cuts = entity.head.add(place.slot, place.offset)
         except ContractError as error:
-            return error
+            batch.refused[index] = error
+            return
         if cuts or entity.head.ring != entity.ref.ring:
-            self._announce(batch, entity, cuts, one.record, silent=silent)
-            entity.follow_head()
-        batch.rows[entity.ref].append(one)
-        batch.touched[entity.name] = entity
-        return None
+            self._announce(batch, entity, cuts, index, silent=silent)
+        for slot in place.slots[1:]:
+            if cuts := entity.head.add(slot, place.offset):
+                self._announce(batch, entity, cuts, index, silent=silent)
+        batch.put(entity, place.rows, place.first, place.first + len(place.slots))
 
-    def _announce(self, batch: _Batch, entity: _Entity, cuts: list[Cut], record: Record, *, silent: bool) -> None:
+    def _announce(self, batch: Batch, entity: OwnedEntity, cuts: list[Cut], index: int, *, silent: bool) -> None:
+        """Announce the windows that the row of a record made final."""
         if not silent:
-            batch.outgoing += [self._notice(entity, cut, record) for cut in cuts]
-            entity.unscored.extend((cut.ring, cut.end_slot) for cut in cuts)
+            for cut in cuts:
+                batch.tell(index, self._notice(entity, cut, batch.records[index]))
+            entity.unscored.extend(Unscored(cut.ring, cut.first_slot, cut.end_slot) for cut in cuts)
             self._metrics.notices.inc(len(cuts))
+            if entity.head.jumped:
+                self._metrics.clock_jumps.inc()
+                _log.warning("the clock of an entity jumped", entity=entity.name, slot=entity.head.first_slot)
+        entity.follow_head()
 
-    def _decode(self, records: Sequence[Record]) -> tuple[dict[int, _Fitting], dict[int, ContractError]]:
-        """Decode records of one partition; both results are by offset."""
-        refused: dict[int, ContractError] = {}
-        rows: dict[str, list[tuple[Record, Row, int]]] = defaultdict(list)
-        for record in records:
-            try:
-                row = self._decoder.decode(record.key, record.value, record.header("content-type"))
-                rows[row.family.name].append((record, row, slot_of(row.ts_ms, row.family.interval_ms)))
-            except ContractError as error:
-                refused[record.offset] = error
-        fitting: dict[int, _Fitting] = {}
-        for of_family in rows.values():
-            width = len(of_family[0][1].family.channels)
-            values, fits = to_float32([row.values for _, row, _ in of_family], width)
-            for (record, row, slot), one, fit in zip(of_family, values, fits.tolist(), strict=True):
-                if fit:
-                    fitting[record.offset] = _Fitting(record, row, slot, one)
-                else:
-                    refused[record.offset] = ContractError("range", "values want finite numbers within float32")
-        return fitting, refused
-
-    def _new_entity(self, state: _Partition, one: _Fitting) -> _Entity:
-        limit = self._settings.limits.max_entities_per_partition
-        if len(state.entities) >= limit:
-            raise ContractError("entity_limit", f"a partition takes {limit} entities; {one.row.entity!r} is beyond")
-        family = one.row.family
+    def _new_entity(self, state: OwnedPartition, one: Place, timestamp_ms: int, *, silent: bool) -> OwnedEntity:
+        minute = state.newcomers.take(one.entity, timestamp_ms, silent=silent)
+        family = one.rows.family
         head = Head(self._geometries[family.name], one.slot)
+        head.taken_minute = minute
         # Of a life whose first row is not in Kafka any more, the ring that unscored windows are read from.
-        known = (ring for ring, end in state.unscored[one.row.entity] if ring <= one.slot <= end)
-        head.ring = head.first_slot = next(known, one.slot)
-        entity = state.add_entity(one.row.entity, family, head)
+        known = (w for w in state.unscored[one.entity] if w.first_slot <= one.slot <= w.end_slot)
+        if (window := next(known, None)) is not None:
+            head.ring, head.first_slot = window.ring, window.first_slot
+        entity = state.add_entity(one.entity, family, head)
         self._observe_entities()
         return entity
 
-    def _has_room(self, state: _Partition, partition: int, one: _Fitting) -> bool:
-        entity = state.entities.get(one.row.entity)
-        if entity is None or one.slot <= entity.last_slot_with_room:
+    def _has_room(self, state: OwnedPartition, partition: int, one: Place) -> bool:
+        entity = state.entities.get(one.entity)
+        newest = one.slots[-1]
+        if entity is None or newest <= entity.last_slot_with_room:
             return True
         state.forget_scored(self._acks.scored_up_to(partition))
-        return one.slot <= entity.last_slot_with_room
+        return newest <= entity.last_slot_with_room
 
-    def _notice(self, entity: _Entity, cut: Cut, record: Record) -> Outgoing:
+    def _notice(self, entity: OwnedEntity, cut: Cut, record: Record) -> Outgoing:
         notice = WindowNotice(
             entity=entity.name,
             family=entity.family.name,
@@ -281,27 +258,25 @@ class Windower:
         )
         return Outgoing(self._windows, record.partition, entity.name.encode(), _NOTICE.encode(notice))
 
-    def _refuse(self, record: Record, error: ContractError) -> Outgoing:
-        self._metrics.records_rejected.labels(error.reason).inc()
-        self._metrics.dead_letters.labels(error.reason).inc()
-        if error.reason == "late":
-            self._metrics.late_records.inc()
-        return dead_letter(self._dead_letters, record, error)
-
-    def _write(self, partition: int, batch: _Batch) -> None:
-        writes = [
-            RingWrite(ref, batch.touched[ref.entity].ttl_ms, _writes(ref, rows)) for ref, rows in batch.rows.items()
-        ]
+    def _write(self, partition: int, batch: Batch) -> None:
+        packed: dict[int, PackedRows] = {}
+        writes = []
+        for stretch in batch.stretches:
+            rows = stretch.rows
+            if id(rows) not in packed:
+                packed[id(rows)] = PackedRows(stretch.ref.layout, rows.slots, rows.offsets, rows.values)
+            cut_out = packed[id(rows)].writes(stretch.first, stretch.end)
+            writes.append(RingWrite(stretch.ref, stretch.entity.ttl_ms, cut_out))
         self._store.write_rows(partition, self._partitions[partition].epoch, writes)
 
-    def _save(self, partition: int, batch: _Batch) -> None:
+    def _save(self, partition: int, batch: Batch) -> None:
         if batch.next_offset is not None:
             heads = {name: _HEAD.encode(entity.head.record()) for name, entity in batch.touched.items()}
             state = self._partitions[partition]
             self._store.save_heads(partition, state.epoch, batch.next_offset, heads)
             state.next_offset = batch.next_offset
 
-    def _restore_entities(self, partition: int, state: _Partition, snapshot: Snapshot) -> None:
+    def _restore_entities(self, partition: int, state: OwnedPartition, snapshot: Snapshot) -> None:
         """Rebuild the heads as of the snapshot; rows that a dead process wrote after it are still to come."""
         for name, data in snapshot.heads.items():
             family = self._settings.family_of(name)
@@ -310,6 +285,7 @@ class Windower:
                 continue
             head = Head.from_record(self._geometries[family.name], _HEAD_DECODER.decode(data))
             state.add_entity(name, family, head)
+            state.newcomers.count(head.taken_minute)
         entities = list(state.entities.values())
         indexes = self._store.read_indexes(partition, [entity.ref for entity in entities])
         for entity, (slots, offsets) in zip(entities, indexes, strict=True):
@@ -317,9 +293,9 @@ class Windower:
                 if offset < (snapshot.next_offset or 0):
                     entity.head.restore_row(slot, offset)
 
-    def _restore_unscored(self, partition: int, state: _Partition) -> None:
+    def _restore_unscored(self, partition: int, state: OwnedPartition) -> None:
         for offset, notice in self._acks.outstanding(partition):
-            state.unscored[notice.entity].append((notice.ring, notice.end_slot))
+            state.unscored[notice.entity].append(Unscored(notice.ring, notice.first_slot, notice.end_slot))
             state.announced.append((offset, notice.entity))
         for entity in state.entities.values():
             entity.limit()
@@ -328,10 +304,28 @@ class Windower:
         self._metrics.entities_active.set(sum(len(state.entities) for state in self._partitions.values()))
 
 
-def _writes(ref: RingRef, rows: list[_Fitting]) -> list[Write]:
-    slots = np.array([one.slot for one in rows], dtype=np.int64)
-    offsets = np.array([one.record.offset for one in rows], dtype=np.int64)
-    return ref.layout.encode(slots, offsets, np.stack([one.values for one in rows]))
+def _surely_fits(state: OwnedPartition, rows: FamilyRows) -> bool:
+    """Say whether every row is of a known entity that surely takes it."""
+    if not rows.entities:
+        return True
+    oldest = np.minimum.reduceat(rows.slots, rows.bounds[:-1]).tolist()
+    newest = np.maximum.reduceat(rows.slots, rows.bounds[:-1]).tolist()
+    for name, first, last in zip(rows.entities, oldest, newest, strict=True):
+        entity = state.entities.get(name)
+        if entity is None or not entity.surely_takes(first, last):
+            return False
+    return True
+
+
+def _check_together(head: Head, first: int) -> None:
+    """Refuse rows of one record of which the first might finish a window that the next one belongs to.
+
+    It can't where none lags more than the lateness, since windows are cut up to there only and rows of a record ascend.
+    A row that is late by itself is left to the head.
+    """
+    oldest = head.max_slot - head.geometry.lateness
+    if head.emitted_end < first < oldest:
+        raise ContractError("late", f"rows that come together want slots from {oldest} on, got {first}")
 
 
 def run_windower(settings: Settings, stop: threading.Event) -> None:
@@ -343,7 +337,7 @@ def run_windower(settings: Settings, stop: threading.Event) -> None:
     wait_until(store.check, settings.kafka.reconnect_deadline_s, "Redis", stop.is_set)
     acks = KafkaAcknowledgements(settings)
     try:
-        stage = Windower(settings, store, acks, metrics)
+        stage = Windower(settings, store, acks, metrics, health)
         run_service(settings, Service("windower", TELEMETRY, _BATCH_RECORDS, stage, metrics, health), stop)
     finally:
         acks.close()

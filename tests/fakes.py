@@ -47,10 +47,11 @@ class InMemoryWindowStore:
         if not rings:
             return
         self._enter("write_rows", partition, epoch)
-        for ref, _, writes in rings:
+        for one in rings:
+            ref = one.ref
             ring = self._rings.setdefault((partition, ref.entity, ref.ring), bytearray(ref.layout.size))
-            for position, data in writes:
-                ring[position : position + len(data)] = data
+            for write in one.writes:
+                ref.layout.put(ring, write)
 
     def save_heads(self, partition: int, epoch: int, next_offset: int, heads: Mapping[str, bytes]) -> None:
         self._enter("save_heads", partition, epoch)

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from detector.checkpoint import Golden
 from detector.engine import Detector, WindowBatch
-from detector.manifest import COMPANION_VIEWS, DecisionConfig, EntityCalibration, Manifest, Moments, Tail
+from detector.manifest import COMPANION_VIEWS, EntityCalibration, Manifest, Moments, Tail
 from detector.scoring import combine_views
 from stream.frames import frame
 from training.datasets import Dataset, Series, window_ends
 from training.sampling import split_row
-from training.threshold import budget_sigmas
+from training.threshold import decision_rule
 from training.trainer import TrainedModel
 
 # Added to every residual scale, in scaled units: a channel that training shows as constant may still have some noise.
@@ -30,8 +30,6 @@ DEVIATION_FLOOR = 0.01
 # A view's smoothed score is 1 where so large a share of its scores on training rows are lower; the floor is added.
 LEVEL_QUANTILE = 0.99
 LEVEL_FLOOR = 0.02
-# An alarm that goes on for this share of a window is a new level, no event.
-ADAPT_SHARE = 0.4
 TAIL_LEVELS = [0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995, 0.9975, 0.999, 0.9995, 0.9999]
 # No real entity can have this name.
 UNSEEN = ""
@@ -72,7 +70,7 @@ def calibrate(
 
     Residual scales come from all training rows. Moments of scores come from held-out rows where they are many enough
     for the smoothing size, else from all rows. What an unseen entity may expect is measured by showing windows of all
-    entities under no entity's name. alarms_per_week: budget of false alarms an entity, see `threshold.budget_sigmas`;
+    entities under no entity's name. alarms_per_week: budget of false alarms an entity, see `detector.floor`;
     without it, thresholds are the default numbers of sigmas.
     """
     draft = _draft(trained)
@@ -95,7 +93,7 @@ def calibrate(
     known = list(zip(scores[1:], entries[1:], strict=True))
     provisional = [_z(live.provisional, entry.provisional) for live, entry in known]
     final = [_z(live.final, entry.final) for live, entry in known]
-    rule = _rule(trained, DecisionConfig(), provisional, final, alarms_per_week)
+    rule = decision_rule(trained.geometry.length, alarms_per_week, provisional, final)
     return msgspec.structs.replace(
         detector.manifest,
         unseen=entries[0],
@@ -218,26 +216,6 @@ def _live_scores(detector: Detector, shown: _Shown) -> _Live:
         provisional.append(_new_scores(detector, windows, scores[0], 0))
         final.append(_new_scores(detector, windows, scores[1], delay))
     return _Live(*(_joined(parts) for parts in (provisional, final)))
-
-
-def _rule(
-    trained: TrainedModel,
-    rule: DecisionConfig,
-    provisional: Sequence[NDArray[np.float64]],
-    final: Sequence[NDArray[np.float64]],
-    alarms_per_week: float | None,
-) -> DecisionConfig:
-    """Let an entity learn for a window and adapt after a part of one; raise the thresholds to what a budget wants."""
-    length, interval = trained.geometry.length, trained.dataset.interval_ms
-    rule = msgspec.structs.replace(rule, learning=length, adapt_after=int(ADAPT_SHARE * length))
-    if alarms_per_week is None:
-        return rule
-    wanted = [budget_sigmas(z, interval, alarms_per_week, rule.resolve_after) for z in (provisional, final)]
-    return msgspec.structs.replace(
-        rule,
-        provisional_sigmas=max(rule.provisional_sigmas, wanted[0]),
-        final_sigmas=max(rule.final_sigmas, wanted[1]),
-    )
 
 
 def _joined(parts: list[_Scores]) -> _Scores:

@@ -16,7 +16,8 @@ from detector.registry import Registry
 from stream.errors import UsageError
 from training.datasets import Dataset, Series, read_dataset, read_rows
 
-_NARROW = ("score", "p_value", "pred", "provisional", "final")
+_NARROW = ("score", "p_value", "pred", "threshold", "provisional", "provisional_pred", "final")
+_FLAGS = ("pred", "provisional_pred", "final")
 _WIDE = ("residual", "expected")
 # Lists of so many rows are made at once: few enough for their copies to be small beside the data.
 _ROWS_PER_GROUP = 65_536
@@ -51,7 +52,7 @@ def score_file(
 ) -> int:
     """Write scores of every row of `data` to `out` and return how many rows got none.
 
-    Columns: entity and t or ts as in the data, score, p_value, pred, provisional, final (see `SeriesScores`); null
+    Columns: entity and t or ts as in the data, the fields of `SeriesScores` that are one number a row; null
     where a row has no value to score. explain: lists residual and expected too, by the numeric channels that the
     metadata name under `channels`; residual is null where a value is missing. The metadata `final_delay` say how many
     rows after its own a score is final. Raises UsageError if the data lacks a channel of the model.
@@ -92,7 +93,7 @@ def _few(texts: list[str], most: int = 6) -> str:
 def _columns(rows: int, channels: int | None) -> dict[str, NDArray[Any]]:
     """Make room for the scores of all rows of a file, in its order."""
     columns: dict[str, NDArray[Any]] = {
-        name: np.zeros(rows, bool) if name in ("pred", "final") else np.full(rows, np.nan) for name in _NARROW
+        name: np.zeros(rows, bool) if name in _FLAGS else np.full(rows, np.nan) for name in _NARROW
     }
     if channels is not None:
         columns |= {name: np.full((rows, channels), np.nan, np.float32) for name in _WIDE}

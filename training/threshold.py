@@ -1,53 +1,56 @@
-"""How many deviations keep a budget of false alarms. Pure: scores of normal rows in, a number out; knows no model."""
+"""The rule by which scores become alerts, with what a budget of false alarms starts from. Pure; knows no model."""
 
-import math
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-_WEEK_MS = 7 * 24 * 3600 * 1000
-# So many alarms in the data say by themselves how high their threshold is, within a third or so.
-_ENOUGH_ALARMS = 10
-# The tail is fitted to at most so many peaks, and to no more than this share of all: further down it is no tail.
-_MOST_PEAKS = 200
+from detector.levels import NO_SCORES, merge
+from detector.manifest import AlarmBudget, DecisionConfig, Peaks
+
+# An alarm that goes on for this share of a window is a new level, no event.
+ADAPT_SHARE = 0.4
+# Above the level where peaks are this share of the most there can be, they are the tail; further down they are not.
 _TAIL_SHARE = 0.25
 # Fewer peaks tell no shape.
 _FEWEST_PEAKS = 10
-# A tail that ends more sharply is fitted as this one, which errs on the safe side.
-_LIGHTEST_SHAPE = -0.5
 
 
-def budget_sigmas(z: Sequence[NDArray[np.float64]], interval_ms: int, alarms_per_week: float, merge_gap: int) -> float:
-    """Return the smallest number of deviations at which normal scores raise at most so many alarms per entity-week.
+def decision_rule(
+    length: int,
+    alarms_per_week: float | None,
+    provisional: Sequence[NDArray[np.float64]],
+    final: Sequence[NDArray[np.float64]],
+) -> DecisionConfig:
+    """Let an entity learn for a window of this length and adapt after a part of one; keep a budget, if there is one.
 
-    z: (n,) per entity, in time order, standardised by the entity's own moments; NaN is a slot without a score and no
-    time that was watched. Anomalous slots with at most merge_gap slots between them are one alarm. Where the data hold
-    few alarms of the budget, the answer is that of a generalised Pareto tail fitted to the peaks (Pickands 1975), its
-    shape taken a standard error heavier, and never below what the data themselves ask for.
-
-    What it promises holds only while live scores come from what these came from (exchangeability); scores that a model
-    was fitted to are lower than those of new data, and no threshold keeps its budget once the normal level has moved.
-    Raises ValueError if there is no score, or for a budget or interval that isn't positive.
+    provisional, final: (n,) per entity, in time order, in deviations. A budget is kept while live scores come from what
+    these came from, or once they have been followed (`detector.floor`). Raises ValueError if it isn't positive.
     """
-    scored = sum(int(np.count_nonzero(~np.isnan(one))) for one in z)
-    if not scored:
-        raise ValueError("a budget of alarms wants at least one score that isn't NaN")
-    if not (alarms_per_week > 0 and interval_ms > 0 and merge_gap >= 0):
-        raise ValueError(
-            f"a budget of alarms wants alarms_per_week and interval_ms above 0 and merge_gap of at least 0, "
-            f"got {alarms_per_week}, {interval_ms} and {merge_gap}"
-        )
-    alarms = alarms_per_week * scored * interval_ms / _WEEK_MS
-    levels, counts = _alarm_counts(z, merge_gap)
-    empirical = _lowest_level(levels, counts, alarms)
-    if alarms >= _ENOUGH_ALARMS:
-        return empirical
-    peaks = min(_MOST_PEAKS, max(_FEWEST_PEAKS, int(_TAIL_SHARE * counts.max())))
-    tail_starts = _lowest_level(levels, counts, peaks)
-    excesses = np.concatenate([_peaks(one, tail_starts, merge_gap) for one in z]) - tail_starts
-    return max(empirical, tail_starts + _excess(excesses, alarms))
+    rule = DecisionConfig(learning=length, adapt_after=int(ADAPT_SHARE * length))
+    if alarms_per_week is None:
+        return rule
+    if not alarms_per_week > 0:
+        raise ValueError(f"a budget of alarms wants alarms_per_week above 0, got {alarms_per_week}")
+    peaks = [measure_peaks(z, rule.resolve_after) for z in (provisional, final)]
+    budget = AlarmBudget(alarms_per_week=alarms_per_week, provisional=peaks[0], final=peaks[1])
+    return msgspec.structs.replace(rule, budget=budget)
+
+
+def measure_peaks(z: Sequence[NDArray[np.float64]], gap: int) -> Peaks:
+    """Return the peaks of normal scores above the level where they are a quarter of the most there can be.
+
+    gap: slots between two stretches above the level that still make them one.
+    """
+    levels, counts = _alarm_counts(z, gap)
+    if not len(levels):
+        return Peaks(0.0, 0.0, NO_SCORES)
+    level = _lowest_level(levels, counts, max(_FEWEST_PEAKS, _TAIL_SHARE * counts.max()))
+    excesses = np.concatenate([_peaks(one, level, gap) for one in z]) - level
+    scored = float(sum(np.count_nonzero(~np.isnan(one)) for one in z))
+    return Peaks(level, scored, merge(NO_SCORES, 0.0, excesses) if len(excesses) else NO_SCORES)
 
 
 def _alarm_counts(z: Sequence[NDArray[np.float64]], merge_gap: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -93,30 +96,3 @@ def _peaks(scores: NDArray[np.float64], threshold: float, merge_gap: int) -> NDA
     begins = np.flatnonzero(np.diff(above, prepend=-merge_gap - 2) > merge_gap + 1)
     highest: NDArray[np.float64] = np.maximum.reduceat(scores[above], begins)
     return highest
-
-
-def _excess(excesses: NDArray[np.float64], alarms: float) -> float:
-    """Return how far above the tail's start a threshold lies that so many of the peaks pass."""
-    peaks = len(excesses)
-    if peaks <= alarms:
-        return 0.0
-    shape = _pareto_shape(excesses) if peaks >= _FEWEST_PEAKS else 0.0
-    scale = float(excesses.mean()) * (1 - shape)
-    return _pareto_quantile(alarms / peaks, shape + (1 + shape) / math.sqrt(peaks), scale)
-
-
-def _pareto_shape(excesses: NDArray[np.float64]) -> float:
-    """Fit a generalised Pareto distribution's shape by probability-weighted moments (Hosking and Wallis 1987, Eq. 6).
-
-    Their k is minus the shape. The scale follows from the mean: scale = mean * (1 - shape).
-    """
-    n = len(excesses)
-    mean = float(excesses.mean())
-    weighted = float((np.sort(excesses) * np.arange(n - 1, -1, -1)).sum()) / (n * (n - 1))
-    return 2 - mean / max(mean - 2 * weighted, mean / (2 - _LIGHTEST_SHAPE))
-
-
-def _pareto_quantile(exceeded: float, shape: float, scale: float) -> float:
-    """Return the value that a generalised Pareto variable exceeds with this probability."""
-    logs = -math.log(exceeded)
-    return scale * (logs if abs(shape) < 1e-9 else math.expm1(shape * logs) / shape)

@@ -8,6 +8,9 @@ network for the scores of windows it cut, and compares with what committed reade
   and one final score, of the first window that also holds the `final_delay` slots after it;
 - a window is finished once no row of it may still come: rows lag at most `lateness` slots behind the newest one;
 - a silence of more than `slack - hop - lateness` slots begins a new life, which knows no row of the one before;
+- a row more than `max_jump` slots (and more than such a silence) from its entity's newest one is a dead letter, unless
+  it is the last of `jump_rows` in a row, each later than the one before and none farther than that from it: with that
+  row the entity begins anew, wherever it is;
 - of two rows with one slot the later one counts; a row behind a finished window is a dead letter, as is a broken one.
 """
 
@@ -18,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.decision import initial_moments
+from detector.decision import initial_moments, sigmas_in_force
 from detector.engine import WindowBatch
+from detector.floor import Floor, floor_rule, follow_floor
 from detector.levels import Level, follow_level
 from detector.models import Model
 from stream.contracts import Alert, ScoreBlock
@@ -58,19 +62,26 @@ class Difference:
         return not sum(self.counts.values())
 
 
-class Window(NamedTuple):
-    """One finished window of an entity, cut here. rows: index of its rows among the entity's, ascending."""
+Stretch = tuple[str, int]  # an entity, and how many times its clock has jumped
 
-    entity: str
+
+class Window(NamedTuple):
+    """One finished window of an entity, cut here. rows: index of its rows among those of the stretch, ascending."""
+
+    stretch: Stretch
     end: int
     rows: NDArray[np.intp]
 
 
 class _Series:
-    """The rows of one entity that count, and what must be said of each. score arrays: NaN where nothing is said."""
+    """The rows that count between two jumps of an entity's clock, and what must be said of each.
 
-    def __init__(self, sent: Sequence[Sending]) -> None:
-        last = {one.slot: one.values for one in sent if one.kind == "row"}
+    ended: by a jump. score arrays: NaN where nothing is said.
+    """
+
+    def __init__(self, sent: Sequence[Sending], *, ended: bool) -> None:
+        self.ended = ended
+        last = {one.slot: one.values for one in sent}
         self.slots = np.array(sorted(last), dtype=np.int64)
         self.values = np.array([last[slot] for slot in self.slots.tolist()], dtype=np.float32)
         self.scores = {stage: np.full(len(last), np.nan) for stage in ("provisional", "final")}
@@ -87,10 +98,15 @@ class Oracle:
         by_entity: dict[str, list[Sending]] = defaultdict(list)
         self._refused: Counter[bytes] = Counter()
         for one in records:
-            by_entity[one.entity].append(one)
-            if one.kind != "row":
+            if one.kind in ("late", "broken"):
                 self._refused[one.payload] += 1
-        self._series = {entity: _Series(sent) for entity, sent in by_entity.items()}
+            if one.kind != "broken":
+                by_entity[one.entity].append(one)
+        self._series: dict[Stretch, _Series] = {}
+        for entity, sent in by_entity.items():
+            stretches = list(self._stretches(sent))
+            for number, rows in enumerate(stretches):
+                self._series[entity, number] = _Series(rows, ended=number < len(stretches) - 1)
         self._score()
 
     @property
@@ -112,10 +128,35 @@ class Oracle:
         _compare_letters(self._refused, Counter(found.dead_letters), difference)
         return difference
 
+    def _stretches(self, sent: Sequence[Sending]) -> Iterator[list[Sending]]:
+        """Split an entity's rows where its clock jumps for good, and refuse those that jump by themselves."""
+        geometry = self._geometry
+        far = max(geometry.max_jump, geometry.slack - geometry.hop - geometry.lateness)
+        near: list[Sending] = []
+        away: list[int] = []
+        newest = sent[0].slot
+        for one in sent:
+            if abs(one.slot - newest) <= far:
+                away = []
+            else:
+                if away and abs(one.slot - away[-1]) > far:
+                    away = []
+                if not away or one.slot > away[-1]:
+                    away.append(one.slot)
+                if len(away) < geometry.jump_rows:
+                    self._refused[one.payload] += 1
+                    continue
+                yield near
+                near, away, newest = [], [], one.slot
+            newest = max(newest, one.slot)
+            if one.kind != "late":
+                near.append(one)
+        yield near
+
     def _score(self) -> None:
         todo: list[Window] = []
-        for entity in self._series:
-            for window in self._windows(entity):
+        for stretch in self._series:
+            for window in self._windows(stretch):
                 todo.append(window)
                 if len(todo) == _BATCH:
                     self._score_windows(todo)
@@ -123,19 +164,19 @@ class Oracle:
         if todo:
             self._score_windows(todo)
 
-    def _windows(self, entity: str) -> Iterator[Window]:
-        """Find lives and finished windows of an entity."""
-        series, geometry = self._series[entity], self._geometry
+    def _windows(self, stretch: Stretch) -> Iterator[Window]:
+        """Find lives and finished windows of an entity between two jumps of its clock."""
+        series, geometry = self._series[stretch], self._geometry
         longest = geometry.slack - geometry.hop - geometry.lateness
         series.life[1:] = np.cumsum(np.diff(series.slots) > longest)
         for life in range(int(series.life[-1]) + 1):
             index = np.flatnonzero(series.life == life)
             slots = series.slots[index]
             ends = np.unique(np.concatenate([self._end_from(slots), self._end_from(slots + geometry.final_delay)]))
-            if life == series.life[-1]:
+            if life == series.life[-1] and not series.ended:
                 ends = ends[ends <= self._finished(slots)]
             for end in ends.tolist():
-                yield Window(entity, end, index[(slots > end - geometry.length) & (slots <= end)])
+                yield Window(stretch, end, index[(slots > end - geometry.length) & (slots <= end)])
 
     def _end_from(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the first window end at or after each slot."""
@@ -150,13 +191,13 @@ class Oracle:
     def _score_windows(self, windows: Sequence[Window]) -> None:
         length = self._geometry.length
         values = np.full((len(windows), 2, length), np.nan, dtype=np.float32)
-        for number, (entity, end, rows) in enumerate(windows):
-            series = self._series[entity]
+        for number, (stretch, end, rows) in enumerate(windows):
+            series = self._series[stretch]
             values[number][:, series.slots[rows] - (end - length + 1)] = series.values[rows].T
         ends = np.array([window.end for window in windows], dtype=np.int64)
-        scores = self._model.detector.score(WindowBatch([window.entity for window in windows], ends, values))
-        for number, (entity, end, rows) in enumerate(windows):
-            series = self._series[entity]
+        scores = self._model.detector.score(WindowBatch([window.stretch[0] for window in windows], ends, values))
+        for number, (stretch, end, rows) in enumerate(windows):
+            series = self._series[stretch]
             for stage, delay, row in (
                 ("provisional", 0, scores.provisional[number]),
                 ("final", self._geometry.final_delay, scores.final[number]),
@@ -177,17 +218,26 @@ class Oracle:
             for slot, times in slots.items():
                 if times > 1:
                     difference.note("repeated", f"{key} slot {slot}, {times} times", times - 1)
-        for entity, series in self._series.items():
-            for stage, scores in series.scores.items():
-                wanted = {slot: s for slot, s in zip(series.slots.tolist(), scores.tolist(), strict=True) if s == s}
-                _compare_rows((entity, stage), wanted, told[entity, stage], difference)
-        for entity, stage in told.keys() - {(e, s) for e in self._series for s in ("provisional", "final")}:
+        wanted = self._wanted()
+        for key, by_slot in wanted.items():
+            _compare_rows(key, by_slot, told[key], difference)
+        for entity, stage in told.keys() - wanted.keys():
             difference.note("wrong", f"scores of {entity}, {stage}, which nobody sent")
+
+    def _wanted(self) -> dict[tuple[str, str], dict[int, float]]:
+        """Return the score of each slot by entity and stage."""
+        wanted: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+        for (entity, _), series in self._series.items():
+            for stage, scores in series.scores.items():
+                known = zip(series.slots.tolist(), scores.tolist(), strict=True)
+                wanted[entity, stage].update((slot, score) for slot, score in known if score == score)
+        return wanted
 
     def _compare_verdicts(self, blocks: Iterable[ScoreBlock], difference: Difference) -> None:
         """Fold the published scores again: every threshold must follow from the scores published before it."""
         manifest = self._model.manifest
         levels: dict[tuple[str, str], Level] = {}
+        floors: dict[tuple[str, str], Floor | None] = {}
         for block in blocks:
             rule = manifest.decision
             start = initial_moments(manifest, self._model.calibration(block.entity))
@@ -195,13 +245,18 @@ class Oracle:
             level = levels.get((block.entity, block.stage)) or Level(
                 start.provisional if provisional else start.final, start.provisional_stretch
             )
-            sigmas = rule.provisional_sigmas if provisional else rule.final_sigmas
+            key, peaks = (block.entity, block.stage), floor_rule(manifest, block.stage)
+            floor = floors.get(key, start.provisional_floor if provisional else start.final_floor)
+            sigmas = sigmas_in_force(manifest, block.stage, floor)
             threshold = level.moments.mean + sigmas * level.moments.deviation
             if abs(block.threshold - threshold) > 1e-3 * max(1.0, abs(threshold)):
                 at = f"{block.entity} {block.stage} from slot {block.start_slot}"
                 difference.note("wrong", f"threshold of {at}: {block.threshold}, wanted {threshold}")
             scores = np.array([np.nan if s is None else s for s in block.scores])
-            levels[block.entity, block.stage] = follow_level(level, scores, rule, alarmed=any(block.preds))
+            levels[key] = follow_level(level, scores, rule, alarmed=any(block.preds))
+            if peaks is not None and floor is not None and not block.learning:
+                z = (scores - level.moments.mean) / max(level.moments.deviation, 1e-9)
+                floors[key] = follow_floor(floor, z, sigmas, peaks)
 
 
 def _compare_rows(

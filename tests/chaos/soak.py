@@ -154,7 +154,7 @@ def _soak(
         sampler = Sampler(rig)
         with Load(settings, records, rows_per_s) as load:
             for fault in plan.draw(seed, 100_000):
-                _wait(10.0 + 5 * fault.pause_s, load, sampler)
+                _wait(10.0 + 5 * fault.pause_s, load, rig, sampler)
                 if not load.running:
                     break
                 rig.suffer(_survivable(fault))
@@ -184,9 +184,10 @@ def _survivable(fault: Fault) -> Fault:
     return msgspec.structs.replace(fault, kind=kind, hold_s=max(fault.hold_s, 3.0))
 
 
-def _wait(seconds: float, load: Load, sampler: Sampler) -> None:
+def _wait(seconds: float, load: Load, rig: Rig, sampler: Sampler) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and load.running:
+        rig.services.check()
         sampler.look()
         time.sleep(0.5)
 

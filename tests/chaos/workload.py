@@ -1,7 +1,7 @@
 """Made-up telemetry of one seed, in the order it is sent, with everything that telemetry does to a pipeline.
 
 Rows out of order within the lateness, gaps, silences that begin a new life, missing values, spikes, rows sent twice
-with another value, rows that come too late, and records that are none. Knows no window.
+with another value, rows that come too late, rows whose clock is wrong, and records that are none. Knows no window.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,9 +17,10 @@ FIRST_SLOT = 1_767_225_600
 INTERVAL_MS = 1000
 NUMERIC, COMMAND = "m0", "c0"
 # Slots: a row sent twice is sent again at once, so that its first version never stands in a finished window.
-_LATE_SHARE, _BROKEN_SHARE, _TWICE_SHARE = 0.002, 0.002, 0.01
+_LATE_SHARE, _BROKEN_SHARE, _TWICE_SHARE, _STRAY_SHARE = 0.002, 0.002, 0.01, 0.002
+_FARTHEST = 400_000_000  # slots: years
 
-Kind = Literal["row", "late", "broken"]
+Kind = Literal["row", "late", "stray", "broken"]
 
 
 class Sending(NamedTuple):
@@ -69,9 +70,18 @@ class Workload:
                 late = newest - self._geometry.lateness - self._geometry.hop - 1
                 # The value makes each of them another record.
                 yield _row("late", entity, late, (float(np.float32(generator.uniform(2, 3))), 0.0))
+            if generator.random() < _STRAY_SHARE:
+                yield from self._strays(entity, newest, generator)
             if generator.random() < _BROKEN_SHARE:
                 broken = b'{"entity": "%s", "number": %d' % (entity.encode(), generator.integers(2**60))
                 yield Sending("broken", entity, slot, (0.0, 0.0), broken)
+
+    def _strays(self, entity: str, newest: int, generator: np.random.Generator) -> Iterator[Sending]:
+        """Draw rows far ahead or far behind, too few of them for a clock that has really jumped."""
+        far = int(generator.integers(self._geometry.max_jump + 1_000_000, _FARTHEST))
+        slot = newest + far * int(generator.choice([-1, 1]))
+        for i in range(int(generator.integers(1, self._geometry.jump_rows))):
+            yield _row("stray", entity, slot + i, (float(np.float32(generator.uniform(2, 3))), 0.0))
 
     def _slots(self, rows: int, generator: np.random.Generator) -> NDArray[np.int64]:
         """Draw slots: single ones missing, gaps within a life, and silences after which a new life begins."""

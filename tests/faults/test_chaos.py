@@ -1,6 +1,7 @@
 """Chaos in small, and its oracle, which agrees with the offline answer and notices whatever a reader is told wrong."""
 
 from collections import defaultdict
+from copy import copy
 
 import msgspec
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 from detector.alerts import advance
 from detector.decision import decide, initial_moments
+from detector.floor import WEEK_MS
+from detector.manifest import AlarmBudget, Moments, Peaks
 from detector.offline import _notices, _views, cut_series
 from detector.worker import missing_fraction
 from tests.chaos.oracle import Found, Oracle
@@ -30,8 +33,7 @@ def oracle(model):
     return Oracle(model, WORKLOAD.records)
 
 
-@pytest.fixture(scope="module")
-def offline(model):
+def answer(model):
     """What a pipeline that nothing happens to publishes."""
     rows = defaultdict(dict)
     for one in WORKLOAD.records:
@@ -53,12 +55,32 @@ def offline(model):
     return Found(blocks, alerts, [one.payload for one in WORKLOAD.records if one.kind != "row"])
 
 
+@pytest.fixture(scope="module")
+def offline(model):
+    return answer(model)
+
+
 def test_the_oracle_agrees_with_the_offline_answer(oracle, offline):
     difference = oracle.compare(offline)
     assert difference.none, difference.examples
     assert sum(len(b.scores) - b.scores.count(None) for b in offline.blocks) == oracle.scored_rows > 8000
     assert {alert.state for alert in offline.alerts} >= {"firing", "resolved"}
     assert len(offline.dead_letters) > 10
+    assert {one.kind for one in WORKLOAD.records} == {"row", "late", "stray", "broken"}
+
+
+def test_the_oracle_agrees_where_a_budget_of_false_alarms_raises_thresholds(model, offline):
+    peaks = Peaks(1.5, 1000.0, Moments(20.0, 1.0, 1.0))
+    alarms = 2 * WEEK_MS / (20_000 * model.manifest.interval_ms)
+    budget = AlarmBudget(alarms_per_week=alarms, provisional=peaks, final=peaks)
+    rule = msgspec.structs.replace(model.manifest.decision, budget=budget)
+    budgeted = copy(model)
+    budgeted.manifest = msgspec.structs.replace(model.manifest, decision=rule)
+    found, judge = answer(budgeted), Oracle(budgeted, WORKLOAD.records)
+    assert judge.compare(found).none
+    raised = [b.threshold > o.threshold * 1.01 for b, o in zip(found.blocks, offline.blocks, strict=True)]
+    assert any(raised)
+    assert judge.compare(offline).counts["wrong"] > 0
 
 
 def without(items, index):

@@ -15,7 +15,7 @@ import msgspec
 import psutil
 
 from benchmarks.rig import unwinding_on_sigterm
-from tests.hard_faults import brokers, floods, processes, registries, restores, stores
+from tests.hard_faults import brokers, floods, processes, registries, restores, stores, takeovers
 from tests.hard_faults.scene import Row, Stage, stage
 
 Fault = Callable[[Stage, Row], None]
@@ -23,6 +23,9 @@ FAULTS: dict[str, Fault] = {
     "none": processes.nothing,
     "worker killed": processes.killed_worker,
     "windower killed": processes.killed_windower,
+    "takeover of a worker": takeovers.worker_takeover,
+    "takeover of a windower": takeovers.windower_takeover,
+    "dead transaction": takeovers.dead_transaction,
     "worker zombie": processes.zombie_worker,
     "windower zombie": processes.zombie_windower,
     "slow worker": processes.slow_worker,
@@ -39,6 +42,7 @@ FAULTS: dict[str, Fault] = {
     "network partition": brokers.network_partition,
     "restore of 1,000 entities": restores.restore,
     "entity flood": floods.entity_flood,
+    "newcomer flood": floods.newcomer_flood,
     "partition added": floods.partition_added,
     "alias flapping": registries.alias_flapping,
     "three trainers at once": registries.racing_trainers,

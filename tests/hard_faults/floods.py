@@ -6,30 +6,60 @@ import msgspec
 import redis
 from confluent_kafka.admin import NewPartitions
 
-from stream.kafka import make_admin, make_producer, producer_config
-from stream.topics import TELEMETRY, topic_name
+from stream.contracts import DeadLetter, DroppedLetters
+from stream.dead_letters import HEADER
+from stream.kafka import Record, make_admin, make_producer, producer_config
+from stream.topics import DEAD_LETTERS, TELEMETRY, topic_name
 from tests.chaos.oracle import Found
 from tests.chaos.workload import COMMAND, FIRST_SLOT, INTERVAL_MS, NUMERIC
 from tests.hard_faults.processes import judge, memory_mib
 from tests.hard_faults.scene import ENTITIES, Row, Scene, Stage
-from tests.pipeline import WAIT_S, wait_for
+from tests.pipeline import WAIT_S, read_all, wait_for
 
-FLOOD, LIMIT = 100_000, 200
+FLOOD, LIMIT, PER_MINUTE, PARTITIONS = 100_000, 200, 50, 2
 _GROWTH_MIB = 80.0
 
 
 def entity_flood(stage: Stage, row: Row) -> None:
     """A hundred thousand random entities come in at once: those known go on, memory stays, and Redis stays small."""
-    with stage.scene(limits={"max_entities_per_partition": LIMIT}) as scene:
-        before = memory_mib(scene)
+    _flooded(stage, row, {"max_entities_per_partition": LIMIT})
+
+
+def newcomer_flood(stage: Stage, row: Row) -> None:
+    """The same where there is room for all of them: so many a minute are taken, and their dead letters are few."""
+    _flooded(stage, row, {"new_entities_per_minute": PER_MINUTE, "max_entities_per_partition": FLOOD})
+
+
+def _flooded(stage: Stage, row: Row, limits: dict[str, object]) -> None:
+    with stage.scene(limits=limits) as scene:
+        before, began = memory_mib(scene), time.time()
         _flood(scene)
+        minutes = time.time() // 60 - began // 60 + 1
         time.sleep(5.0)
         row.recovery_s = scene.recovery()
         row.details["memory_growth_mib"] = round(memory_mib(scene) - before, 1)
         row.details["rings"] = _rings(scene)
-        assert _rings(scene) <= 2 * LIMIT + 40 * ENTITIES, row.details
+        most = LIMIT if "new_entities_per_minute" not in limits else PER_MINUTE * minutes
+        assert _rings(scene) <= PARTITIONS * most + 40 * ENTITIES, row.details
         assert memory_mib(scene) - before < _GROWTH_MIB, row.details
+        letters = read_all(scene.settings, DEAD_LETTERS)
+        row.details["letters"] = len(letters)
+        row.details["told"] = told = sum(map(_refused, letters))
+        assert len(letters) < told / 10, row.details
+        assert told >= FLOOD - PARTITIONS * most, row.details
         judge(scene, row, select=_known_entities)
+
+
+def _refused(letter: Record) -> int:
+    """Return how many records of the flood a dead letter tells of."""
+    if opened(letter).reason != "dropped":
+        return int(b'"flood-' in (letter.value or b""))
+    return sum(msgspec.json.decode(letter.value or b"", type=DroppedLetters).reasons.values())
+
+
+def opened(letter: Record) -> DeadLetter:
+    """Return why a record was refused."""
+    return msgspec.json.decode(letter.header(HEADER) or "", type=DeadLetter)
 
 
 def _flood(scene: Scene) -> None:
@@ -52,7 +82,7 @@ def _known_entities(found: Found) -> Found:
     return Found(
         [block for block in found.blocks if not block.entity.startswith("flood-")],
         [alert for alert in found.alerts if not alert.entity.startswith("flood-")],
-        [letter for letter in found.dead_letters if b'"flood-' not in letter],
+        [letter for letter in found.dead_letters if b'"flood-' not in letter and b'"reasons"' not in letter],
     )
 
 

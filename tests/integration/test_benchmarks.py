@@ -40,14 +40,19 @@ def check_spreads(spreads, count):
 
 @pytest.mark.usefixtures("_servers")
 def test_ingest_reports_all_its_figures(console):
-    report = written(ingest.run(console, ingest.Load(entities=16, rows=4096, runs=1)))
+    report = written(ingest.run(console, ingest.Load(entities=16, rows=4096, runs=1, columns_runs=1)))
     check_spreads(report["spreads"].values(), 1)
     assert report["samples_per_s"] == report["spreads"]["samples_per_s"]["median"]
     assert report["samples_per_s_per_core"] == report["spreads"]["samples_per_s_per_core"]["median"]
     assert 0 < report["commit_ms_p50"] <= report["commit_ms_p99"]
+    ratio = report["at_least_once_samples_per_s"] / report["samples_per_s"]
+    assert report["exactly_once_cost"] == pytest.approx(ratio, abs=0.02)
+    assert report["exactly_once_cost_per_core"] > 0
     assert report["memory_mib"] > 1
     assert (report["entities"], report["channels"], report["rows"]) == (16, 25, 16 * 4096)
     assert sum(report["time_shares"].values()) == pytest.approx(1, abs=0.02)
+    assert report["peers"].keys() == report["peers_samples_per_s"].keys()
+    assert bool(report["peers"]) != bool(report["peers_note"])
 
 
 @pytest.mark.usefixtures("_servers")

@@ -71,7 +71,7 @@ def test_entities_of_one_kind_of_rows_do_not_count() -> None:
     score = ranked.labels.astype(float) + 1 if ranked.labels is not None else np.empty(0)
     score[0] = np.nan
     no = np.zeros(300, bool)
-    found = SeriesScores("P-1", score, score, no, score, no)
+    found = SeriesScores("P-1", score, score, no, score, score, no, no)
     assert mean_precision([ranked, flat], [found, found]) == 1
     assert mean_precision([flat], [found]) is None
 

@@ -12,12 +12,16 @@ from benchmarks.workload import (
     make_family,
     make_values,
     publish_model,
+    to_blocks,
     to_samples,
 )
 from detector.models import fit_columns, prove
 from detector.registry import Registry
+from stream.columns import COLUMNS
 from stream.decoding import SampleDecoder, to_float32
 from stream.grid import slot_of
+from stream.kafka import Record
+from stream.rows import decode_records
 from stream.settings import load_settings
 
 
@@ -45,6 +49,18 @@ def test_rows_come_slot_by_slot_and_begin_with_a_whole_hop(shape, family):
     assert slots == sorted(slots)
     assert slots[::3] == list(range(FIRST_SLOT, FIRST_SLOT + 40))
     assert FIRST_SLOT % family.hop == 0
+
+
+def test_blocks_hold_the_rows_that_samples_hold(shape, family):
+    values = make_values(shape, 3, 150, seed=1)
+    records = [
+        Record("t", 0, 0, b.entity.encode(), msgspec.msgpack.encode(b), 0, [("content-type", COLUMNS.encode())])
+        for b in to_blocks(family, values)
+    ]
+    (rows,), refused = decode_records(SampleDecoder(load_settings(families=[family.model_dump()])), records)
+    assert (len(records), refused) == (3 * 3, {})
+    np.testing.assert_array_equal(rows.values.reshape(3, 150, -1), values)
+    np.testing.assert_array_equal(rows.slots.reshape(3, 150), np.tile(FIRST_SLOT + np.arange(150), (3, 1)))
 
 
 def test_telemetry_is_a_function_of_its_seed(shape):

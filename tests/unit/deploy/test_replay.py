@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy import replay
-from deploy.replay import samples, send
+from deploy.replay import blocks, samples, send
 from detector.manifest import Channel
-from stream.contracts import Sample
+from stream.columns import COLUMNS, ColumnReader, to_columns
+from stream.contracts import Sample, SampleColumns
 from stream.decoding import SampleDecoder
 from stream.errors import TransientError
 from stream.settings import FamilySettings, load_settings
@@ -30,12 +31,13 @@ class Broker:
     def __init__(self):
         self.now = 0.0
         self.messages = []
+        self.headers = []
         self.full = 0
         self.lost = None
         self.unanswered = 0
         self.refuses = False
 
-    def produce(self, topic, value, key, on_delivery):
+    def produce(self, topic, value, key, headers, on_delivery):
         if self.refuses:
             raise KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
         if self.full:
@@ -43,6 +45,7 @@ class Broker:
             raise BufferError
         error = KafkaError(KafkaError._MSG_TIMED_OUT) if len(self.messages) == self.lost else None
         self.messages.append((self.now, topic, key, value))
+        self.headers.append(headers)
         on_delivery(error, None)
 
     def poll(self, timeout_s):
@@ -108,6 +111,30 @@ def test_a_row_on_the_wire_is_the_row_of_the_data_set(dataset):
         back[row.entity].append([m0, c0, m1])
     for one in dataset.series:
         np.testing.assert_array_equal(np.array(back[one.entity], dtype=np.float32), one.values)
+
+
+@given(datasets, st.data())
+def test_rows_sent_together_are_the_rows_of_the_data_set(dataset, data):
+    """Those of one hop in one record, and no record before its last row is due."""
+    hops = [data.draw(st.integers(1, 20)) for _ in dataset.series]
+    sent, reader = list(blocks(dataset, hops)), ColumnReader(FAMILY)
+    for one, hop in zip(dataset.series, hops, strict=True):
+        of_entity = [reader.read(block) for block in sent if block.entity == one.entity]
+        slots = [np.array(ts_ms) // INTERVAL_MS for ts_ms, _ in of_entity]
+        np.testing.assert_array_equal(np.concatenate(slots), one.slots)
+        np.testing.assert_array_equal(np.concatenate([values for _, values in of_entity])[:, [0, 2, 1]], one.values)
+        assert [len(set(own // hop)) for own in slots] == [1] * len(slots)
+        assert len({int(own[0]) // hop for own in slots}) == len(slots)
+    first = {one.entity: int(one.slots[0]) for one in dataset.series}
+    due = [np.frombuffer(block.ts, np.int64)[-1] // INTERVAL_MS - first[block.entity] for block in sent]
+    assert due == sorted(due)
+
+
+def test_rows_sent_together_are_counted_one_by_one_and_say_what_they_are(broker, settings):
+    together = to_columns("e-1", ["m0", "m1"], np.arange(5) * 1000, np.zeros((5, 2), np.float32))
+    assert send(settings, [together], rows_per_s=None, stop=threading.Event()).rows == 5
+    assert broker.headers == [[("content-type", COLUMNS.encode())]]
+    assert msgspec.msgpack.decode(broker.messages[0][3], type=SampleColumns) == together
 
 
 def made_up(count):

@@ -133,6 +133,16 @@ def test_every_hit_lies_in_an_episode_and_every_episode_has_a_hit(line):
     assert latest == max((last for _, last in spans), default=None)
 
 
+def test_a_clock_that_goes_back_ends_the_episode_and_what_follows_is_a_new_one():
+    step = advance(MANIFEST, "telltale", notice(1000), [hit("provisional", 1000)], None, 0.0)
+    quiet = advance(MANIFEST, "telltale", notice(3), [], step.episode, 0.0)
+    assert [alert.state for alert in quiet.alerts] == ["resolved"]
+    assert quiet.episode is None
+    loud = advance(MANIFEST, "telltale", notice(3), [hit("provisional", 3)], step.episode, 0.0)
+    assert [alert.state for alert in loud.alerts] == ["resolved", "firing"]
+    assert loud.alerts[0].episode_id == step.alerts[0].episode_id != loud.alerts[1].episode_id
+
+
 @given(windows())
 def test_an_update_has_news_and_news_are_told(line):
     """Severity only rises within an episode, and what rests on final scores stays so."""

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.decision import initial_moments
+from detector.cuts import cut_series
+from detector.decision import decide, initial_moments
 from detector.engine import Detector, WindowBatch
-from detector.manifest import DecisionConfig, ScoringConfig
+from detector.manifest import AlarmBudget, DecisionConfig, Moments, Peaks, ScoringConfig
 from detector.models import Model
-from detector.offline import cut_series, score_all, score_series
+from detector.offline import _notices, _views, score_all, score_series
 from stream.grid import Geometry
 from stream.heads import Head
 from tests.builders import untrained
@@ -20,6 +21,16 @@ GEOMETRY = Geometry(length=16, hop=4, lateness=1, final_delay=4, slack=16)
 MANIFEST, WEIGHTS = untrained(geometry=GEOMETRY, scoring=ScoringConfig(smoothing_size=9))
 # Few slots to learn from, so that short series are judged too.
 MANIFEST = msgspec.structs.replace(MANIFEST, decision=DecisionConfig(final_sigmas=0.1, learning=12, adapt_after=10))
+# One alarm in so few slots that the floor lies about the scores of these series, and follows them.
+PEAKS = Peaks(0.0, 100.0, Moments(10.0, 0.5, 0.25))
+BUDGETED = msgspec.structs.replace(
+    MANIFEST,
+    decision=msgspec.structs.replace(
+        MANIFEST.decision,
+        resolve_after=2,
+        budget=AlarmBudget(alarms_per_week=2 * 7 * 24 * 3600 / 40, provisional=PEAKS, final=PEAKS),
+    ),
+)
 MODEL = Model(Detector(MANIFEST, WEIGHTS), np.arange(len(MANIFEST.channels)))
 BASE = 1_767_225_600
 
@@ -95,6 +106,38 @@ def test_every_row_that_can_be_scored_has_a_score_and_no_other(one):
 
 
 @each_series
+@pytest.mark.parametrize("manifest", [MANIFEST, BUDGETED], ids=["sigmas", "a budget"])
+def test_verdicts_and_thresholds_are_those_of_the_live_blocks(one, manifest):
+    """Live blocks first, and then what the end of the series makes known."""
+    model = Model(Detector(manifest, WEIGHTS), np.arange(len(manifest.channels)))
+    found, moments = score_series(model, one), initial_moments(manifest, model.calibration(one.entity))
+    cuts, told = cut_series(GEOMETRY, one), {}
+    for notice, view in zip(_notices(model, one, cuts), _views(model, one, cuts), strict=True):
+        decision = decide(manifest, model.numeric_names, notice, view, moments)
+        moments = decision.moments
+        for block in decision.blocks:
+            for slot, (score, pred) in enumerate(zip(block.scores, block.preds, strict=True), block.start_slot):
+                told[block.stage, slot] = pred, np.nan if score is None else block.threshold
+    for row, slot in enumerate(one.slots.tolist()):
+        assert found.provisional_pred[row] == told["provisional", slot][0]
+        if found.final[row]:
+            np.testing.assert_equal((found.pred[row], found.threshold[row]), told["final", slot])
+    scored = ~np.isnan(found.score)
+    np.testing.assert_array_equal(np.isnan(found.threshold), ~scored)
+    assert (found.score[found.pred] > found.threshold[found.pred]).all()
+
+
+def test_a_budget_raises_thresholds_and_takes_verdicts_away():
+    one = ALL["plain"]
+    model = Model(Detector(BUDGETED, WEIGHTS), np.arange(len(BUDGETED.channels)))
+    found, without = score_series(model, one), score_series(MODEL, one)
+    known = ~np.isnan(found.threshold)
+    assert (found.threshold[known] >= without.threshold[known]).all()
+    assert found.pred.sum() < without.pred.sum()
+    np.testing.assert_array_equal(found.score, without.score)
+
+
+@each_series
 def test_scores_are_those_of_the_first_window_that_knows_them(one):
     """Provisional: the first window that holds the row. Final: the first that holds `final_delay` slots more."""
     found = score_series(MODEL, one)
@@ -166,6 +209,19 @@ def test_cuts_are_those_of_the_live_fold_and_one_more_for_a_series_that_ended(on
     assert cut_series(GEOMETRY, one, ended=False) == live
     assert cut_series(GEOMETRY, one)[: len(live)] == live
     assert cut_series(GEOMETRY, one)[-1].end_slot >= one.slots[-1]
+
+
+def test_the_first_rows_after_a_silence_beyond_max_jump_are_left_out_as_they_are_live():
+    one = series(seed=6, gaps=[(30, GEOMETRY.max_jump)])
+    refused = np.arange(30, 30 + GEOMETRY.jump_rows - 1)
+    found = score_series(MODEL, one)
+    believing = msgspec.structs.replace(MANIFEST, geometry=msgspec.structs.replace(GEOMETRY, max_jump=10**6))
+    model = Model(Detector(believing, WEIGHTS), MODEL.columns)
+    wanted = score_series(model, one.part(np.delete(np.arange(60), refused)))
+    for name in ("score", "provisional", "pred", "final"):
+        np.testing.assert_array_equal(np.delete(getattr(found, name), refused), getattr(wanted, name))
+    assert np.isnan(found.score[refused]).all()
+    assert np.isnan(found.provisional[refused]).all()
 
 
 def test_the_first_final_scores_are_judged_by_what_training_said_of_the_entity():

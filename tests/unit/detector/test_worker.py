@@ -14,7 +14,7 @@ from stream.contracts import Alert, ScoreBlock, WindowNotice
 from stream.errors import TransientError
 from stream.grid import Geometry
 from stream.kafka import Record
-from stream.metrics import Metrics
+from stream.metrics import Health, Metrics
 from stream.settings import FamilySettings, KafkaSettings, Settings
 from stream.windower import Windower
 from tests.builders import untrained
@@ -64,7 +64,7 @@ def telemetry():
 def announced():
     """Run a windower over the telemetry; return its store and the notices as consumed."""
     store = InMemoryWindowStore()
-    windower = Windower(SETTINGS, store, FakeAcknowledgements(), Metrics())
+    windower = Windower(SETTINGS, store, FakeAcknowledgements(), Metrics(), Health(30.0))
     windower.restore(0, 0, 0)
     progress = windower.process([sample_record(*row, offset) for offset, row in enumerate(telemetry())])
     assert not progress.held

@@ -233,4 +233,4 @@ def test_a_flood_of_entities_does_not_grow_the_memory(monkeypatch):
     decoder = SampleDecoder(SETTINGS)
     for number in range(35):
         assert decode(decoder, sample(f"p-{number}", voltage=number)).values == (None, float(number), None)
-        assert len(decoder._family_by_key) <= 10
+        assert len(decoder._reader_by_key) <= 10

@@ -202,6 +202,24 @@ def test_a_head_restored_anywhere_goes_on_as_if_nothing_had_happened(case, data)
     assert restored.flush() == whole.flush()
 
 
+@given(series(), st.lists(st.integers(0, 45), max_size=4))
+def test_rows_added_in_runs_do_what_they_do_one_by_one(case, breaks):
+    """A run ends where a life does, and anywhere else it likes."""
+    geometry, slots = case
+    head, cuts = run(geometry, slots)
+    lives = np.flatnonzero(np.diff(slots) > geometry.max_gap) + 1
+    in_runs, told = Head(geometry, slots[0]), []
+    for first, end in pairwise(sorted({0, len(slots), *lives.tolist(), *(at for at in breaks if at < len(slots))})):
+        told += [(first, cut) for cut in in_runs.add(slots[first], first)]
+        offsets = list(range(first + 1, end))
+        for at, cuts_of_row in in_runs.add_run(slots[first + 1 : end], offsets):
+            told += [(offsets[at], cut) for cut in cuts_of_row]
+    one_by_one = Head(geometry, slots[0])
+    assert told == [(offset, cut) for offset, slot in enumerate(slots) for cut in one_by_one.add(slot, offset)]
+    assert [cut for _, cut in told] == cuts
+    assert (in_runs.record(), in_runs.flush()) == (head.record(), head.flush())
+
+
 def msgspec_fields(record):
     return [getattr(record, name) for name in record.__struct_fields__]
 

@@ -286,6 +286,32 @@ def test_failures_between_which_something_is_committed_never_end_the_loop(world,
     assert world.broker.consumers > 50
 
 
+def away(consumer):
+    raise TransientError("Redis is away")
+
+
+def test_failures_between_which_records_are_replayed_never_end_the_loop(world, monkeypatch):
+    """As when a long rebuild is interrupted again and again."""
+    clock = iter(range(100_000))
+    monkeypatch.setattr("stream.loop.time.monotonic", lambda: next(clock) * 0.01)
+    world.broker.committed, world.broker.ends[0], world.stage.start_at = {0: 100}, 100, {0: 0}
+    for number in range(100):
+        world.broker.queue += [[(0, number)], away]
+    run(world)
+    assert world.stage.replayed == [(0, number) for number in range(100)]
+
+
+def test_failures_between_which_records_wait_for_room_never_end_the_loop(world, monkeypatch):
+    """As when the worker is slow: a windower that waits for it works."""
+    clock = iter(range(100_000))
+    monkeypatch.setattr("stream.loop.time.monotonic", lambda: next(clock) * 0.01)
+    world.stage.hold = {(0, 0)}
+    for _ in range(100):
+        world.broker.queue += [[(0, 0)], away]
+    run(world)
+    assert world.broker.consumers > 50
+
+
 def test_records_below_the_committed_offset_are_replayed_silently(world):
     """start 3 | committed 5: 3 and 4 have been published, 5 has not"""
     world.broker.committed = {0: 5}
@@ -325,6 +351,17 @@ def test_waiting_for_others_commits_nothing_and_keeps_the_loop_live(world):
     assert "begin" not in world.broker.calls
     assert "sleep" in world.broker.calls
     assert world.health.live()[0]
+
+
+def test_large_records_are_taken_fewer_at_a_time(world, monkeypatch):
+    """One batch late, since how large they are is known when they have come."""
+    monkeypatch.setattr("stream.loop._BATCH_BYTES", 12)
+    asked = []
+    consume = Consumer.consume
+    monkeypatch.setattr(Consumer, "consume", lambda self, n, timeout: asked.append(n) or consume(self, n, timeout))
+    world.broker.queue = [[(0, 0), (0, 1)], [(0, 2), (0, 1000)], [(0, 123456789012345)], []]
+    run(world)
+    assert asked[:4] == [1, 10, 4, 1]
 
 
 def test_what_was_held_of_a_revoked_partition_is_somebody_elses_work(world):

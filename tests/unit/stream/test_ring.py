@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.ring import Layout
+from stream.ring import Layout, PackedRows
 
 FIRST = 1_767_225_600
 CAPACITY = 12
@@ -20,9 +20,14 @@ class Ring:
     def put(self, rows):
         """rows: (slot, offset, values) in arrival order."""
         slots, offsets, values = (np.array(column) for column in zip(*rows, strict=True))
-        for write in LAYOUT.encode(slots, offsets, values.astype(np.float32)):
-            assert 0 <= write.position <= LAYOUT.size - len(write.data)
-            self.data[write.position : write.position + len(write.data)] = write.data
+        self.take(LAYOUT.encode(slots, offsets, values.astype(np.float32)))
+
+    def take(self, writes):
+        for write in writes:
+            assert 0 <= write.position <= CAPACITY - len(write.slots) // 16
+            assert len(write.values) * 16 == len(write.slots) * LAYOUT.row_bytes
+            LAYOUT.put(self.data, write)
+        assert len(self.data) == LAYOUT.size
 
     def window(self, end_slot, length):
         parts = [bytes(self.data[r.first : r.last + 1]) for r in LAYOUT.window_ranges(end_slot, length)]
@@ -103,6 +108,23 @@ def test_how_rows_are_batched_does_not_matter(arrivals):
         for row in batch:
             one_by_one.put([row])
     assert at_once.data == one_by_one.data
+
+
+@given(batches(), batches(), st.data())
+def test_rows_packed_together_are_written_as_each_rings_own(one, other, data):
+    """Of several rings, and of a part of a ring's rows."""
+    rows = [[row for batch in arrivals for row in batch] for arrivals in (one, other)]
+    slots, offsets, values = (np.array(column) for column in zip(*rows[0], *rows[1], strict=True))
+    packed = PackedRows(LAYOUT, slots, offsets, values.astype(np.float32))
+    begin = 0
+    for of_ring in rows:
+        first = data.draw(st.integers(0, len(of_ring) - 1))
+        end = data.draw(st.integers(first + 1, len(of_ring)))
+        ring, alone = Ring(), Ring()
+        ring.take(packed.writes(begin + first, begin + end))
+        alone.put(of_ring[first:end])
+        assert ring.data == alone.data
+        begin += len(of_ring)
 
 
 @given(st.integers(0, LAYOUT.size), st.integers(1, CAPACITY))

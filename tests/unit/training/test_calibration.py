@@ -10,6 +10,7 @@ from tests.unit.training.made_up import TINY, waves
 from training.calibration import SCALE_FLOOR, UNSEEN, calibrate, golden_windows
 from training.datasets import Dataset, window_ends
 from training.presets import Preset
+from training.threshold import measure_peaks
 from training.trainer import TrainedModel, train
 
 ALONE = msgspec.structs.replace(TINY, companions=None)
@@ -56,6 +57,26 @@ def test_moments_and_tails_are_those_of_the_live_scores(trained: TrainedModel, m
     for tail, pooled in zip((manifest.provisional_tail, manifest.final_tail), z, strict=True):
         np.testing.assert_allclose(tail.values, np.quantile(np.concatenate(pooled), tail.levels), atol=1e-2)
         assert tail.values == sorted(tail.values)
+
+
+def test_a_budget_starts_from_the_peaks_of_training_scores_and_changes_nothing_else(
+    trained: TrainedModel, manifest: Manifest
+) -> None:
+    found = calibrate(trained, alarms_per_week=2.0)
+    rule = found.decision
+    assert rule.budget is not None
+    assert rule.budget.alarms_per_week == 2.0
+    detector = Detector(manifest, trained.weights)
+    scores = [live_scores(detector, trained.dataset, index) for index in range(len(manifest.entities))]
+    for stage, peaks in enumerate((rule.budget.provisional, rule.budget.final)):
+        moments = [(entry.provisional, entry.final)[stage] for entry in manifest.entities]
+        z = [(own[stage] - m.mean) / m.deviation for own, m in zip(scores, moments, strict=True)]
+        wanted = measure_peaks([one[~np.isnan(one)] for one in z], rule.resolve_after)
+        assert peaks.slots == wanted.slots
+        assert peaks.level == pytest.approx(wanted.level, rel=1e-2)
+        assert peaks.excesses.mean == pytest.approx(wanted.excesses.mean, rel=0.05)
+    assert msgspec.structs.replace(found, decision=msgspec.structs.replace(rule, budget=None)) == manifest
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Manifest) == found
 
 
 def test_normal_residuals_lie_around_their_scale(trained: TrainedModel, manifest: Manifest) -> None:

@@ -25,6 +25,7 @@ GEOMETRY = Geometry(length=16, hop=4, lateness=1, final_delay=4, slack=16)
 MANIFEST, WEIGHTS = untrained(numeric=3, commands=1, geometry=GEOMETRY, scoring=ScoringConfig(smoothing_size=9))
 MODEL = Model(Detector(MANIFEST, WEIGHTS), np.arange(len(MANIFEST.channels)))
 NUMERIC = ["m0", "m1", "m2"]
+NARROW = ["score", "p_value", "pred", "threshold", "provisional", "provisional_pred", "final"]
 
 
 def table(rows: int = 40, entities: tuple[str, ...] = ("P-1", "M-6", "new"), seed: int = 0) -> pa.Table:
@@ -56,10 +57,24 @@ def wide(scores: pa.Table, name: str) -> np.ndarray[Any, Any]:
 
 def test_scores_are_the_same_with_and_without_explanations(tmp_path: Path) -> None:
     plain, explained = (score(tmp_path, table(), explain=explain) for explain in (False, True))
-    assert plain.column_names == ["entity", "t", "score", "p_value", "pred", "provisional", "final"]
+    assert plain.column_names == ["entity", "t", *NARROW]
     assert explained.select(plain.column_names).equals(plain)
     assert explained.column_names == [*plain.column_names, "residual", "expected"]
     assert explained.schema.field("residual").type == explained.schema.field("expected").type == pa.list_(pa.float32())
+
+
+def test_every_row_says_how_it_was_judged(tmp_path: Path) -> None:
+    """A row with a score has the threshold it was judged by; the flags are those of the offline path."""
+    scores = score(tmp_path, table())
+    assert [value is None for value in scores["threshold"].to_pylist()] == [
+        value is None for value in scores["score"].to_pylist()
+    ]
+    assert scores.schema.field("provisional_pred").type == scores.schema.field("pred").type == pa.bool_()
+    for series in fit_dataset(read_dataset(tmp_path / "data.parquet", interval_ms=1000), MODEL).series:
+        own = scores.filter(pa.array(np.array(scores["entity"].to_pylist()) == series.entity))
+        found = score_series(MODEL, series)
+        assert own["provisional_pred"].to_pylist() == found.provisional_pred.tolist()
+        assert own["pred"].to_pylist() == found.pred.tolist()
 
 
 def test_the_metadata_name_the_channels_and_how_long_a_score_waits(tmp_path: Path) -> None:
