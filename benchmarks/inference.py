@@ -29,9 +29,10 @@ from benchmarks.operations import OperationShares, operation_shares
 from benchmarks.paper_sampler import PAPER_START, PaperSampler, part
 from benchmarks.subjects import Subject, make_subject, read_subjects, with_hop, with_scoring
 from deploy.demo_view import DemoView
+from detector.cuts import cut_series
 from detector.engine import Detector
 from detector.manifest import Manifest
-from detector.offline import cut_series, score_all
+from detector.offline import score_all
 from stream.logs import configure_logging
 from training.datasets import Series
 from training.metrics import has_both_classes

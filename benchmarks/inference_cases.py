@@ -9,11 +9,12 @@ import numpy as np
 from benchmarks.measure import Spread, Timing, spread, timed
 from benchmarks.paper_sampler import PAPER_START, part
 from benchmarks.subjects import Subject, with_hop, with_scoring
+from detector.cuts import cut_series
 from detector.engine import Detector, WindowBatch
 from detector.fused import Precision
 from detector.manifest import Manifest
 from detector.models import Model
-from detector.offline import SeriesScores, cut_series, score_all
+from detector.offline import SeriesScores, score_all
 from stream.frames import frame
 from stream.grid import Geometry
 from training.datasets import Series

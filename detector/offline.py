@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from detector.cuts import cut_series
 from detector.decision import Decision, WindowView, decide, initial_moments
 from detector.engine import WindowBatch
 from detector.models import Model
 from detector.threads import mapped
 from stream.contracts import ScoreBlock, SourceRange, WindowNotice
-from stream.errors import ContractError
 from stream.frames import frame
 from stream.grid import Geometry
-from stream.heads import Cut, Head
+from stream.heads import Cut
 
 _BATCH_WINDOWS = 64
 
@@ -150,71 +150,6 @@ class _Judge:
     def _enter(self, block: ScoreBlock, notice: WindowNotice, view: WindowView, *, known: bool) -> None:
         _put(self._result, self._series, block, known=known)
         _explain(self._result, self._series, block, notice, view)
-
-
-def cut_series(geometry: Geometry, series: Series, *, ended: bool = True) -> list[Cut]:
-    """Return the windows that the live windower cuts; of a series that ended, one more for the rows behind them.
-
-    What `stream.heads.Head` says row by row, all rows at once. After a silence of more than `max_jump` slots the first
-    rows are in no window, as they are refused live.
-    """
-    slots, cuts = series.slots, list[Cut]()
-    if (np.diff(slots) > geometry.longest_step).any():
-        return _cut_doubtful(geometry, slots, ended=ended)
-    begins = np.flatnonzero(np.diff(slots, prepend=slots[0]) > geometry.max_gap)
-    begins, ends = np.append(0, begins), np.append(begins, len(slots))
-    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
-        newest = int(slots[end - 1])
-        if end < len(slots):
-            watermark = newest + geometry.hop + geometry.final_delay
-        elif ended:
-            watermark = newest + geometry.hop - 1
-        else:
-            watermark = newest - geometry.lateness
-            watermark -= not np.isin(watermark, slots[begin:end])
-        gap = int(slots[begin]) - 1 - cuts[-1].end_slot if cuts else 0
-        cuts += _cut_life(geometry, slots[begin:end], watermark, begin, gap)
-    return cuts
-
-
-def _cut_life(geometry: Geometry, slots: NDArray[np.int64], watermark: int, offset: int, gap: int) -> list[Cut]:
-    """Cut the windows of one life up to a watermark. offset: of its first row. gap: slots missing before it."""
-    hop, first = geometry.hop, int(slots[0])
-    before = geometry.last_boundary(first - 1 - geometry.lateness)
-    ends = np.arange(before + hop, geometry.last_boundary(watermark) + 1, hop)
-    after = np.searchsorted(slots, ends, side="right")
-    concerned = np.searchsorted(slots, (ends - hop - geometry.final_delay + 1) // hop * hop)
-    ends, after = ends[after > concerned], after[after > concerned]
-    oldest = np.searchsorted(slots, ends - geometry.length + 1)
-    news = np.diff(ends, prepend=before)
-    return [
-        Cut(
-            end_slot=end,
-            new_slots=new,
-            rows=last - start,
-            ring=first,
-            first_slot=first,
-            gap_slots=0 if number else gap,
-            first_offset=offset + start if last > start else -1,
-            last_offset=offset + last - 1 if last > start else -1,
-        )
-        for number, (end, new, start, last) in enumerate(
-            zip(ends.tolist(), news.tolist(), oldest.tolist(), after.tolist(), strict=True)
-        )
-    ]
-
-
-def _cut_doubtful(geometry: Geometry, slots: NDArray[np.int64], *, ended: bool) -> list[Cut]:
-    """Cut the windows of a series with time stamps that are doubted."""
-    head = Head(geometry, int(slots[0]))
-    cuts: list[Cut] = []
-    for index, slot in enumerate(slots.tolist()):
-        try:
-            cuts += head.add(slot, index)
-        except ContractError as error:
-            if error.reason != "clock_jump":
-                raise
-    return cuts + head.flush() if ended else cuts
 
 
 def _notices(model: Model, series: Series, cuts: Sequence[Cut]) -> list[WindowNotice]:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from detector.alerts import advance
+from detector.cuts import cut_series
 from detector.decision import decide, initial_moments
 from detector.models import Model
-from detector.offline import _notices, _views, cut_series, score_series
+from detector.offline import _notices, _views, score_series
 from detector.worker import missing_fraction
 from stream.contracts import Alert, Sample, ScoreBlock
 from stream.grid import Geometry

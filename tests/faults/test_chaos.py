@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from detector.alerts import advance
+from detector.cuts import cut_series
 from detector.decision import decide, initial_moments
 from detector.floor import WEEK_MS
 from detector.manifest import AlarmBudget, Moments, Peaks
-from detector.offline import _notices, _views, cut_series
+from detector.offline import _notices, _views
 from detector.worker import missing_fraction
 from tests.chaos.oracle import Found, Oracle
 from tests.chaos.plan import Fault

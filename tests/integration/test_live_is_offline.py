@@ -5,7 +5,8 @@ from itertools import zip_longest
 import numpy as np
 import pytest
 
-from detector.offline import cut_series, score_series
+from detector.cuts import cut_series
+from detector.offline import score_series
 from stream.grid import Geometry
 from stream.topics import DEAD_LETTERS
 from tests.builders import untrained

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.decision import WindowView, decide, initial_moments
+from detector.cuts import cut_series
+from detector.decision import decide, initial_moments
 from detector.engine import Detector, WindowBatch
 from detector.manifest import AlarmBudget, DecisionConfig, Moments, Peaks, ScoringConfig
 from detector.models import Model
-from detector.offline import _notices, cut_series, score_all, score_series
+from detector.offline import _notices, _views, score_all, score_series
 from stream.grid import Geometry
 from stream.heads import Head
 from tests.builders import untrained
@@ -92,14 +93,6 @@ def window_of(one, end, first):
     return values
 
 
-def views_of(model, one, cuts):
-    values = np.stack([window_of(one, cut.end_slot, cut.first_slot) for cut in cuts])
-    ends = np.array([cut.end_slot for cut in cuts])
-    scores = model.detector.score(WindowBatch([one.entity] * len(cuts), ends, values))
-    columns = scores.provisional, scores.final, scores.residual, scores.expected, scores.band
-    return [WindowView(*window) for window in zip(values[:, model.numeric], *columns, strict=True)]
-
-
 @each_series
 def test_every_row_that_can_be_scored_has_a_score_and_no_other(one):
     found = score_series(MODEL, one)
@@ -119,7 +112,7 @@ def test_verdicts_and_thresholds_are_those_of_the_live_blocks(one, manifest):
     model = Model(Detector(manifest, WEIGHTS), np.arange(len(manifest.channels)))
     found, moments = score_series(model, one), initial_moments(manifest, model.calibration(one.entity))
     cuts, told = cut_series(GEOMETRY, one), {}
-    for notice, view in zip(_notices(model, one, cuts), views_of(model, one, cuts), strict=True):
+    for notice, view in zip(_notices(model, one, cuts), _views(model, one, cuts), strict=True):
         decision = decide(manifest, model.numeric_names, notice, view, moments)
         moments = decision.moments
         for block in decision.blocks:

@@ -5,10 +5,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from detector.cuts import cut_series
 from detector.engine import Detector
 from detector.manifest import DecisionConfig, ScoringConfig
 from detector.models import Model, fit_columns
-from detector.offline import cut_series, score_series
+from detector.offline import score_series
 from detector.worker import EntityState, Worker, missing_fraction
 from stream.contracts import Alert, ScoreBlock, WindowNotice
 from stream.errors import TransientError

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import training.score_file
+from detector.cuts import cut_series
 from detector.engine import Detector, WindowBatch
 from detector.manifest import Channel, ScoringConfig
 from detector.models import Model
-from detector.offline import cut_series, score_series
+from detector.offline import score_series
 from stream.errors import UsageError
 from stream.frames import frame
 from stream.grid import Geometry
