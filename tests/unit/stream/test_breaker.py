@@ -1,4 +1,5 @@
 import pytest
+from structlog.testing import capture_logs
 
 from stream.breaker import LEAST_RECORDS, LOOK_S, Breaker
 from stream.metrics import Health, Metrics
@@ -34,23 +35,25 @@ def world():
     return World()
 
 
-def test_a_family_whose_schema_changed_is_named_with_reason_and_share(world, capsys):
-    world.pass_by(20, 180)
+def test_a_family_whose_schema_changed_is_named_with_reason_and_share(world):
+    with capture_logs() as lines:
+        world.pass_by(20, 180)
     assert world.refusing() == 1
     assert world.health.ready() == (True, "ready; family rover: 90% of its records are refused, most as schema")
-    said = capsys.readouterr().out
-    assert all(word in said for word in ("error", "family=rover", "reason=schema", "share=0.9"))
+    said = {name: lines[0][name] for name in ("log_level", "family", "reason", "share")}
+    assert said == {"log_level": "error", "family": "rover", "reason": "schema", "share": 0.9}
 
 
-def test_it_is_told_once_and_over_at_half_the_share(world, capsys):
+def test_it_is_told_once_and_over_at_half_the_share(world):
     """share     90 % | 90 % | 15 % | 9 %"""
-    for taken, refused in ((20, 180), (20, 180), (170, 30)):
-        world.pass_by(taken, refused)
-        assert world.refusing() == 1
-    world.pass_by(182, 18)
+    with capture_logs() as lines:
+        for taken, refused in ((20, 180), (20, 180), (170, 30)):
+            world.pass_by(taken, refused)
+            assert world.refusing() == 1
+        world.pass_by(182, 18)
     assert world.refusing() == 0
     assert world.health.ready() == (True, "ready")
-    assert capsys.readouterr().out.count("break their contract") == 1
+    assert [line["log_level"] for line in lines] == ["error", "warning"]
 
 
 @pytest.mark.parametrize(("taken", "refused"), [(800, 200), (LEAST_RECORDS - 51, 50), (1000, 0)])
