@@ -128,11 +128,10 @@ class Windower:
         batch = self._waiting.pop(partition, None)
         if batch is None or batch.records != records:
             batch = Batch(records, *decode_records(self._decoder, records))
-            if self._fold_by_entity(self._partitions[partition], batch, silent=silent):
-                self._tell_refused(partition, batch, silent=silent)
-                return batch
-            batch.places = places_of(batch.families, len(records))
-        self._fold_in_order(partition, batch, silent=silent)
+            if not self._fold_by_entity(self._partitions[partition], batch, silent=silent):
+                batch.places = places_of(batch.families, len(records))
+        if batch.places:
+            self._fold_in_order(partition, batch, silent=silent)
         if batch.held:
             self._waiting[partition] = batch.rest()
         self._tell_refused(partition, batch, silent=silent)
