@@ -4,7 +4,6 @@ What is measured here is what `docs/scaling.md` computes with.
 """
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -14,18 +13,14 @@ import redis
 from rich.console import Console
 
 from benchmarks.measure import Machine, describe_machine
-from benchmarks.rig import Rig, make_rig, unwinding_on_sigterm
+from benchmarks.rig import Rig, make_rig, measure_taking, unwinding_on_sigterm
 from benchmarks.workload import MANY_NUMERIC, make_family, make_values, to_samples
 from deploy.demo_report import ServerReport
 from deploy.demo_view import DemoView
 from deploy.replay import send
 from deploy.servers import Servers, running_servers
-from stream.errors import TransientError
 from stream.logs import configure_logging
 from stream.topics import TELEMETRY
-
-_LIMIT_S = 120.0
-_POLL_S = 0.02
 
 
 class Load(NamedTuple):
@@ -119,19 +114,12 @@ def _measure(rig: Rig, servers: Servers, filled: _Filled, windowers: int) -> Gro
         running = [
             stack.enter_context(rig.serve("windower", TELLTALE_INSTANCE=str(number))) for number in range(windowers)
         ]
-        total = filled.rows
-        running[0].wait_until(lambda: done() > 0, _LIMIT_S, "to begin", _POLL_S)
-        first, wall = done(), time.perf_counter()
-        cpu = sum(one.watch.cpu_s() for one in running)
-        running[0].wait_until(lambda: done() >= total, _LIMIT_S, "to take all rows", _POLL_S)
-        wall, cpu = time.perf_counter() - wall, sum(one.watch.cpu_s() for one in running) - cpu
-        if first >= total:
-            raise TransientError("all rows were taken before they could be measured: put more rows into the load")
+        taken = measure_taking(running, done, filled.rows)
         return Growth(
             **filled._asdict(),
             windowers=windowers,
-            samples_per_s=round((total - first) / wall, 1),
-            samples_per_s_per_core=round((total - first) / cpu, 1),
+            samples_per_s=round(taken.records / taken.wall_s, 1),
+            samples_per_s_per_core=round(taken.records / taken.cpu_s, 1),
             memory_mib=round(sum(one.watch.peak_mib for one in running), 1),
             redis_mib=round(_redis_mib(servers) - before, 1),
         )

@@ -15,14 +15,13 @@ from rich.console import Console
 
 from benchmarks.measure import Machine, Spread, bucket_quantile, describe_machine, spread
 from benchmarks.opponents import MISSING, Opponent, measure_opponents
-from benchmarks.rig import Rig, RunningService, make_rig, unwinding_on_sigterm
+from benchmarks.rig import Rig, RunningService, make_rig, measure_taking, unwinding_on_sigterm
 from benchmarks.stack_profile import StackProfile
 from benchmarks.workload import MANY_NUMERIC, make_family, make_values, to_blocks, to_samples
 from deploy.demo_report import ServerReport
 from deploy.demo_view import DemoView
 from deploy.replay import send
 from deploy.servers import Servers, running_servers
-from stream.errors import TransientError
 from stream.logs import configure_logging
 from stream.topics import TELEMETRY
 from stream.windower import run_windower
@@ -215,14 +214,9 @@ def _measure(rig: Rig, load: Load, *, records: int | None = None, module: str = 
     """Let a windower take all records, which are as many as rows if not said otherwise."""
     total = records or load.entities * load.rows
     with rig.follow("windower", TELEMETRY) as done, rig.serve("windower", module=module) as windower:
-        windower.wait_until(lambda: done() > 0, _LIMIT_S, "to begin", _POLL_S)
-        first, wall, cpu = done(), time.perf_counter(), windower.watch.cpu_s()
-        windower.wait_until(lambda: done() >= total, _LIMIT_S, "to take all rows", _POLL_S)
-        wall, cpu = time.perf_counter() - wall, windower.watch.cpu_s() - cpu
-        if first >= total:
-            raise TransientError("all rows were taken before they could be measured: put more rows into the load")
-        rows = load.entities * load.rows * (total - first) / total
-        return _figures(windower, rows, wall, cpu)
+        taken = measure_taking([windower], done, total)
+        rows = load.entities * load.rows * taken.records / total
+        return _figures(windower, rows, taken.wall_s, taken.cpu_s)
 
 
 def _figures(windower: RunningService, rows: float, wall_s: float, cpu_s: float) -> _Run:

@@ -7,11 +7,11 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import redis
@@ -29,6 +29,8 @@ from stream.topics import ALL, Topic, ensure_topics, group_name, partition_count
 
 _READY_S = 60.0
 _TIMEOUT_S = 10.0
+_TAKING_S = 120.0
+_TAKING_POLL_S = 0.02
 # What a broker answers that has only just begun to keep groups; the client does not call all of them retriable.
 _NO_HOME_YET = (
     KafkaError.NOT_COORDINATOR,
@@ -64,6 +66,14 @@ class Rig:
             yield lambda: _committed(consumer, places)
         finally:
             consumer.close()
+
+
+class Taken(NamedTuple):
+    """Records that services took from a topic, and the time it cost: by the clock, and CPU of all of them."""
+
+    records: int
+    wall_s: float
+    cpu_s: float
 
 
 class RunningService:
@@ -127,6 +137,18 @@ class RunningService:
             return 0, ""
         finally:
             connection.close()
+
+
+def measure_taking(services: Sequence[RunningService], done: Callable[[], int], total: int) -> Taken:
+    """Measure from the first commit seen until all records of a topic are taken; raise TransientError if that fails."""
+    services[0].wait_until(lambda: done() > 0, _TAKING_S, "to begin", _TAKING_POLL_S)
+    first, wall = done(), time.perf_counter()
+    cpu = sum(one.watch.cpu_s() for one in services)
+    services[0].wait_until(lambda: done() >= total, _TAKING_S, "to take all rows", _TAKING_POLL_S)
+    wall, cpu = time.perf_counter() - wall, sum(one.watch.cpu_s() for one in services) - cpu
+    if first >= total:
+        raise TransientError("all rows were taken before they could be measured: put more rows into the load")
+    return Taken(total - first, wall, cpu)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def test_ingest_reports_all_its_figures(console):
 
 @pytest.mark.usefixtures("_servers")
 def test_growth_reports_all_its_figures(console):
-    report = written(growth.run(console, growth.Load(entities=(10, 200), partitions=(2,), rows=60_000)))
+    report = written(growth.run(console, growth.Load(entities=(10, 200), partitions=(2,), rows=160_000)))
     assert [one["entities"] for one in report["by_entities"]] == [10, 200]
     assert [(one["partitions"], one["windowers"]) for one in report["by_partitions"]] == [(2, 1), (2, 2)]
     for one in report["by_entities"] + report["by_partitions"]:
