@@ -276,6 +276,15 @@ def test_entity_by_entity_does_what_row_by_row_does(monkeypatch, log, plan):
     assert one.finish().published == other.finish().published
 
 
+def test_a_window_that_is_cut_in_a_batch_limits_the_rest_of_it():
+    """length 8, slack 16: no window is unscored when the batch comes, but window 3 is in the midst of it."""
+    world = World(rows(*range(40)))
+    world.step(2)
+    world.step(100)
+    assert (world.committed, [one.offset for one in world.held]) == (20, list(range(20, 40)))
+    world.assert_the_worker_can_read_what_it_has_to()
+
+
 def test_most_batches_are_folded_entity_by_entity(monkeypatch):
     """Else the test above would compare row by row with itself."""
     log = [row(slot, 3 * slot + i, entity) for slot in range(40) for i, entity in enumerate(["e1", "e2", "e3"])]
