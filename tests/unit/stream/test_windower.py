@@ -285,6 +285,22 @@ def test_a_window_that_is_cut_in_a_batch_limits_the_rest_of_it():
     world.assert_the_worker_can_read_what_it_has_to()
 
 
+def test_a_late_row_that_cuts_an_old_window_limits_the_rest_of_its_batch():
+    """With slack 40, row 18 makes windows 19 and 23 matter long after row 43; then there is room up to slot 59.
+
+    rows      0 . . . 8 . . . 43 | 18 70
+    """
+    family = FAMILY.model_copy(update={"slack": 40})
+    world = World([*rows(*range(9)), *rows(43, 18, 70, first_offset=9)], options=Settings(families=[family]))
+    world.step(2)
+    world.step(8)
+    world.acks.score(0, 1000)
+    world.take_over()
+    world.step(100)
+    assert (world.committed, [one.offset for one in world.held]) == (11, [11])
+    assert [n.end_slot - BASE for n in world.notices[-2:]] == [19, 23]
+
+
 def test_most_batches_are_folded_entity_by_entity(monkeypatch):
     """Else the test above would compare row by row with itself."""
     log = [row(slot, 3 * slot + i, entity) for slot in range(40) for i, entity in enumerate(["e1", "e2", "e3"])]
