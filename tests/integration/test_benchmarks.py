@@ -61,7 +61,7 @@ def test_growth_reports_all_its_figures(console):
     assert [one["entities"] for one in report["by_entities"]] == [10, 200]
     assert [(one["partitions"], one["windowers"]) for one in report["by_partitions"]] == [(2, 1), (2, 2)]
     for one in report["by_entities"] + report["by_partitions"]:
-        assert one["rows"] == 60_000
+        assert one["rows"] == 160_000
         assert min(one["samples_per_s"], one["samples_per_s_per_core"], one["memory_mib"]) > 1
 
 
