@@ -146,9 +146,13 @@ def _measure_all(
         yield measure_ours(with_hop(bundle.manifest, hop), bundle.weights, drawn, repeats), version
     for view, length in VIEWS.items():
         plan = replace(PLAN, longest=length)
-        kernel_pca, oc_svm = KernelPCA(seed, plan=plan), OneClassSupportVectors(seed, plan=plan)
-        yield measure_baseline("kernel-pca", view, kernel_pca, drawn, repeats), sklearn.__version__
-        yield measure_baseline("oc-svm", view, oc_svm, drawn, repeats), sklearn.__version__
+        baselines: dict[str, Baseline] = {
+            "kernel-pca": KernelPCA(seed, plan=plan),
+            "oc-svm": OneClassSupportVectors(seed, plan=plan),
+        }
+        for name, baseline in baselines.items():
+            if only is None or name in only:
+                yield measure_baseline(name, view, baseline, drawn, repeats), sklearn.__version__
     if PYTHON.exists():
         yield from measure_scripted(drawn, repeats, seed, only)
 
@@ -190,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--entities", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", help="of PyOD's and river's; the deep ones take minutes each")
+    parser.add_argument("--only", nargs="+", help="opponents by name; PyOD's take minutes each")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
     configure_logging("warning")
