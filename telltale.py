@@ -579,7 +579,7 @@ def _command_line() -> str:
 
 def _serve(run: Callable[[Settings, threading.Event], None]) -> None:
     settings = _located()
-    with stop_on_signals() as stop:
+    with stop_on_signals(settings.stop_deadline_s) as stop:
         run(settings, stop)
 
 

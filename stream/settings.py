@@ -214,6 +214,7 @@ class Settings(BaseSettings):
 
     deployment: str = Field("telltale", pattern=_NAME, description="names this installation in every alert")
     instance: str = Field("0", pattern=_NAME, description="names this process among those of its service")
+    stop_deadline_s: float = Field(25.0, gt=0, description="a service asked to end has ended after so long, or exits")
     registry: str = Field("registry", min_length=1, description="folder or URL of the model registry")
     kafka: KafkaSettings = KafkaSettings()
     redis: RedisSettings = RedisSettings()

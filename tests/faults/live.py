@@ -93,10 +93,14 @@ class Processes:
         self.wait_for_crash(service)
         return True
 
-    def wait_for_end(self, service: str) -> int | None:
-        """Return the exit code of a service that is to end by itself."""
-        process = self._running.pop(service)
-        process.join(WAIT_S)
+    def wait_for_end(self, service: str, timeout_s: float = WAIT_S) -> int | None:
+        """Return the exit code of a service that is to end by itself, None if it goes on."""
+        process = self._running[service]
+        process.join(timeout_s)
+        if process.exitcode is None:
+            self._show_stacks(process)
+        else:
+            del self._running[service]
         return process.exitcode
 
     def signal(self, service: str) -> None:
