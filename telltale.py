@@ -447,6 +447,14 @@ def bench_growth(json: JsonFile = None) -> None:
     _write_json(json, run(out))
 
 
+@bench_app.command("archive")
+def bench_archive(json: JsonFile = None) -> None:
+    """Measure the archiver without a broker: rows per second and core written, merged and read, bytes a row."""
+    from benchmarks.archive import run
+
+    _write_json(json, run(out))
+
+
 @bench_app.command("inference")
 def bench_inference(
     data: Annotated[
