@@ -70,7 +70,7 @@ class Stage(Protocol):
         """Apply records whose outputs were committed before, without producing anything."""
 
     def process(self, records: Sequence[Record]) -> Progress:
-        """Work on a batch, records of one partition in offset order."""
+        """Work on a batch, records of one partition in offset order; see `LoopConfig.keeps_records` for empty ones."""
 
     def check(self) -> None:
         """Look after what is owned, between two batches and once a second; also while there are no records."""
@@ -87,12 +87,15 @@ class LoopConfig(NamedTuple):
 
     transactional_id: stable per process instance, so that its successor ends the transaction it left open.
     batch_records: how many records at most are worked on before a commit; fewer where they are large.
+    keeps_records: the stage may keep records it has not done yet without having them held; so that it can do them
+    later, it is given an empty batch once a second and another one at the end.
     """
 
     topic: str
     group: str
     transactional_id: str
     batch_records: int
+    keeps_records: bool = False
 
 
 class TransactionalLoop:
@@ -152,6 +155,8 @@ class TransactionalLoop:
             consumer.subscribe([self._config.topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
             while not self._stopping():
                 self._once(consumer, producer)
+            if self._config.keeps_records:
+                self._work(consumer, producer, [])
         finally:
             self._forget(list(self._owned))
             self._consumer = None
@@ -162,12 +167,14 @@ class TransactionalLoop:
         records = self._held + consumed
         self._health.tick()
         self._observe_lag(consumer)
-        self._check()
-        if not records:
-            return
+        checked = self._check()
+        if records or (checked and self._config.keeps_records):
+            self._work(consumer, producer, records)
+
+    def _work(self, consumer: Consumer, producer: Producer, records: list[Record]) -> None:
         self._held = []
         fresh = self._replay(records)
-        if not fresh:
+        if records and not fresh:
             return
         progress = self._stage.process(fresh)
         self._held = progress.held
@@ -257,10 +264,13 @@ class TransactionalLoop:
             if error is not None:
                 _log.warning("kafka", error=error.str())
 
-    def _check(self) -> None:
-        if time.monotonic() - self._checked >= _CHECK_S:
-            self._checked = time.monotonic()
-            self._stage.check()
+    def _check(self) -> bool:
+        """Have the stage look after itself if it is time to; say whether it was."""
+        if time.monotonic() - self._checked < _CHECK_S:
+            return False
+        self._checked = time.monotonic()
+        self._stage.check()
+        return True
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.inc(len(partitions))

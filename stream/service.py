@@ -30,7 +30,7 @@ _GARBAGE_THRESHOLDS = (50_000, 20, 100)
 
 
 class Service(NamedTuple):
-    """A stage with what it reads. name: also its consumer group. batch_records: see `LoopConfig`."""
+    """A stage with what it reads. name: also its consumer group. batch_records, keeps_records: see `LoopConfig`."""
 
     name: str
     topic: Topic
@@ -38,6 +38,7 @@ class Service(NamedTuple):
     stage: Stage
     metrics: Metrics
     health: Health
+    keeps_records: bool = False
 
 
 def run_service(settings: Settings, service: Service, stop: threading.Event) -> None:
@@ -47,7 +48,8 @@ def run_service(settings: Settings, service: Service, stop: threading.Event) -> 
     """
     group = group_name(settings.topics, service.name)
     topic = topic_name(settings.topics, service.topic)
-    config = LoopConfig(topic, group, f"{group}-{settings.instance}", service.batch_records)
+    own_id = f"{group}-{settings.instance}"
+    config = LoopConfig(topic, group, own_id, service.batch_records, service.keeps_records)
     loop = TransactionalLoop(settings.kafka, config, service.stage, service.metrics, service.health)
     with MetricsServer(settings.metrics, service.metrics, service.health) as server, _garbage_seldom_collected():
         wait_for_broker(settings.kafka, stopping=stop.is_set)

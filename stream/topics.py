@@ -55,6 +55,7 @@ USES = {
     # It reads notices again that the worker has not got to.
     "windower": Use(reads=(TELEMETRY, WINDOWS), writes=(WINDOWS, DEAD_LETTERS)),
     "worker": Use(reads=(WINDOWS, DECISIONS), writes=(SCORES, ALERTS, DECISIONS)),
+    "archiver": Use(reads=(TELEMETRY,)),
     "replay": Use(writes=(TELEMETRY,)),
     "alerts": Use(reads=(ALERTS,)),
 }
