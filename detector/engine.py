@@ -84,7 +84,7 @@ class Detector:
         kinds = [channel.kind for channel in manifest.channels]
         self.numeric = [i for i, kind in enumerate(kinds) if kind == "numeric"]
         self.commands = [i for i, kind in enumerate(kinds) if kind == "command"]
-        self._start_count = len(manifest.scoring.starts)
+        self._windows_per_pass = max(1, min(WINDOWS_PER_PASS, RUNS_PER_PASS // len(manifest.scoring.starts)))
         self._pool: ThreadPoolExecutor | None = None
 
     def score(self, windows: WindowBatch, recent: int | None = None) -> WindowScores:
@@ -116,8 +116,7 @@ class Detector:
     def reconstruct(self, windows: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return x (B, C, L), NaN where missing, and its reconstructions (S, B, C, L), in scaled units."""
         self._check(windows)
-        chunk = max(1, RUNS_PER_PASS // self._start_count)
-        parts = [self.inputs(part) for part in _chunks(windows, chunk)]
+        parts = [self.inputs(part) for part in _chunks(windows, self._windows_per_pass)]
         expected = torch.cat([self._reconstruct(part) for part in parts], 1)
         x = torch.cat([part.x.where(part.valid, torch.nan) for part in parts])
         return x.cpu().numpy(), expected.cpu().numpy()
@@ -152,19 +151,19 @@ class Detector:
 
     def _training_views(self, windows: WindowBatch) -> list[Views]:
         self._check(windows)
-        chunk, length = max(1, RUNS_PER_PASS // self._start_count), self.manifest.geometry.length
+        length = self.manifest.geometry.length
         slots = torch.arange(1 - length, 1, device=self.device)
         found = []
-        for part in _chunks(windows, chunk):
+        for part in _chunks(windows, self._windows_per_pass):
             inputs = self.inputs(part)
             own_slots = torch.from_numpy(part.end_slots).to(self.device)[:, None] + slots
             found.append(self._comparison.views(inputs, self._reconstruct(inputs), length, own_slots))
         return found
 
     def _chunk(self, windows: int) -> int:
-        """Return how many windows a pass takes: no more than a cache holds, and some for every thread."""
+        """Return how many of these windows a pass takes: no more than fit, and some for every thread."""
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        return max(1, min(WINDOWS_PER_PASS, RUNS_PER_PASS // self._start_count, -(-windows // threads)))
+        return max(1, min(self._windows_per_pass, -(-windows // threads)))
 
     def _score(
         self, windows: WindowBatch, chunk: int, reconstruct: Callable[[Inputs], Tensor], recent: int | None = None

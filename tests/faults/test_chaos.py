@@ -12,8 +12,8 @@ from detector.cuts import cut_series
 from detector.decision import decide, initial_moments
 from detector.floor import WEEK_MS
 from detector.manifest import AlarmBudget, Moments, Peaks
-from detector.offline import _notices, _views
 from detector.worker import missing_fraction
+from tests.builders import scored_windows
 from tests.chaos.oracle import Found, Oracle
 from tests.chaos.plan import Fault
 from tests.chaos.rig import GEOMETRY, publish_model
@@ -46,7 +46,7 @@ def answer(model):
         series = Series(entity, slots, np.array([by_slot[s] for s in slots], dtype=np.float32), None)
         cuts = cut_series(GEOMETRY, series, ended=False)
         moments, episode = initial_moments(model.manifest, model.calibration(entity)), None
-        for notice, view in zip(_notices(model, series, cuts), _views(model, series, cuts), strict=True):
+        for notice, view in scored_windows(model, series, cuts):
             decision = decide(model.manifest, model.numeric_names, notice, view, moments)
             moments = decision.moments
             step = advance(model.manifest, "chaos", notice, decision.hits, episode, missing_fraction(notice))
