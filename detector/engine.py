@@ -85,6 +85,7 @@ class Detector:
         self.numeric = [i for i, kind in enumerate(kinds) if kind == "numeric"]
         self.commands = [i for i, kind in enumerate(kinds) if kind == "command"]
         self._windows_per_pass = max(1, min(WINDOWS_PER_PASS, RUNS_PER_PASS // len(manifest.scoring.starts)))
+        self._command_columns = _as_slice(self.commands)
         self._pool: ThreadPoolExecutor | None = None
 
     def score(self, windows: WindowBatch, recent: int | None = None) -> WindowScores:
@@ -215,12 +216,11 @@ class Detector:
         values = torch.from_numpy(windows.values[:, self.numeric]).to(self.device)  # (B, C, L)
         valid = ~values.isnan()
         x = self._calibration.scale_values(values, row).where(valid, 0)
-        commands = torch.from_numpy(windows.values[:, self.commands]).to(self.device)
-        commands = (2 * commands - 1).clamp(-1, 1).where(~commands.isnan(), 0)  # (B, K, L)
+        commands = torch.from_numpy(2 * windows.values[:, self._command_columns]).to(self.device)  # (B, K, L)
+        commands = commands.sub_(1).clamp_(-1, 1).nan_to_num_(0)
         noise = self._noise(windows, starts)
-        return Inputs(
-            x, valid, commands, row, self._calibration.index[row], torch.tensor(starts, device=self.device), noise
-        )
+        index, start = self._calibration.index[row], torch.tensor(starts, device=self.device)
+        return Inputs(x, valid, commands, row, index, start, noise, windows.end_slots.tolist())
 
     def _noise(self, windows: WindowBatch, starts: Sequence[int]) -> Tensor:
         slots = windows.end_slots[:, None] + np.arange(1 - self.manifest.geometry.length, 1)
@@ -272,6 +272,12 @@ class Detector:
             x_t = self.schedule.q_sample(inputs.x_in(), timestep, noise)
             found.append(ddim(self.schedule, denoise, x_t, timestep, self.manifest.scoring.sampler_steps))
         return torch.stack(found).clamp(-EXPECTED_LIMIT, EXPECTED_LIMIT)
+
+
+def _as_slice(columns: list[int]) -> slice | list[int]:
+    """Return columns that follow each other as a slice, which takes no copy and keeps the order in memory."""
+    together = bool(columns) and columns == list(range(columns[0], columns[-1] + 1))
+    return slice(columns[0], columns[-1] + 1) if together else columns
 
 
 def _chunks(windows: WindowBatch, size: int) -> list[WindowBatch]:
