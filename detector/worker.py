@@ -17,8 +17,9 @@ import structlog
 import torch
 
 from detector.alerts import Episode, advance
+from detector.blocks import WindowView, unscored
 from detector.command_effect import explain_by_commands
-from detector.decision import SeriesMoments, WindowView, decide, initial_moments, unscored
+from detector.decision import SeriesMoments, decide, initial_moments
 from detector.engine import WindowBatch
 from detector.models import Model, Models, choose_device
 from detector.registry import Registry

@@ -22,7 +22,7 @@ from stream.archive_rows import PartitionBuffer
 from stream.archive_upkeep import Upkeep
 from stream.decoding import SampleDecoder
 from stream.errors import TransientError, UsageError
-from stream.kafka import Outgoing, Record, make_admin, wait_until
+from stream.kafka import Outgoing, Record, make_admin
 from stream.kafka_access import Right, failure
 from stream.loop import Progress
 from stream.metrics import Health, Metrics
@@ -30,6 +30,7 @@ from stream.rows import decode_records
 from stream.service import Service, run_service
 from stream.settings import Settings
 from stream.topics import TELEMETRY, topic_name
+from stream.waiting import wait_until
 
 _log = structlog.get_logger()
 _BATCH_RECORDS = 8000

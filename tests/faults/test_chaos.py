@@ -11,10 +11,10 @@ from detector.alerts import advance
 from detector.decision import decide, initial_moments
 from detector.floor import WEEK_MS
 from detector.manifest import AlarmBudget, Moments, Peaks
-from detector.offline import _notices, _views
 from detector.worker import missing_fraction
 from stream.errors import ContractError
 from stream.heads import Head
+from tests.builders import scored_windows
 from tests.chaos.oracle import Found, Oracle
 from tests.chaos.plan import Fault
 from tests.chaos.rig import GEOMETRY, publish_model
@@ -67,7 +67,7 @@ def answer(model, **how):
         slots = np.array(sorted(by_slot))
         series = Series(entity, slots, np.array([by_slot[s] for s in slots], dtype=np.float32), None)
         moments, episode = initial_moments(model.manifest, model.calibration(entity)), None
-        for notice, view in zip(_notices(model, series, cuts), _views(model, series, cuts), strict=True):
+        for notice, view in scored_windows(model, series, cuts):
             decision = decide(model.manifest, model.numeric_names, notice, view, moments)
             moments = decision.moments
             step = advance(model.manifest, "chaos", notice, decision.hits, episode, missing_fraction(notice))
