@@ -159,6 +159,14 @@ def worker() -> None:
 
 
 @app.command()
+def drift() -> None:
+    """Serve: watch how families move away from their training data, publish drift events."""
+    from stream.drift import run_drift
+
+    _serve(run_drift)
+
+
+@app.command()
 def train(
     data: DataFile,
     registry: RegistryPath,

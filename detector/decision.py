@@ -38,7 +38,8 @@ class SeriesMoments(msgspec.Struct, frozen=True):
     """Moments of an entity's scores so far, by stage, for one model version.
 
     followed: live slots with a score, under whichever model. The stretches hold the scores of the alarm that each stage
-    is in, and nothing while it is in none. The floors are None without a budget.
+    is in, and nothing while it is in none. The floors are None without a budget. usual: what a mean of final scores
+    above is no training level any more; None for an entity that training never saw.
     """
 
     version: str
@@ -49,6 +50,12 @@ class SeriesMoments(msgspec.Struct, frozen=True):
     final_stretch: Moments = NO_SCORES
     provisional_floor: Floor | None = None
     final_floor: Floor | None = None
+    usual: float | None = None
+
+    @property
+    def moved(self) -> bool:
+        """Whether what is normal now would have been anomalous by the training level."""
+        return self.usual is not None and self.final.mean > self.usual
 
 
 class Hit(NamedTuple):
@@ -71,11 +78,12 @@ class Hit(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What one window says."""
+    """What one window says. adapting: the level that it was judged by is one that the entity has moved to."""
 
     blocks: list[ScoreBlock]
     hits: list[Hit]
     moments: SeriesMoments
+    adapting: bool = False
 
 
 def initial_moments(manifest: Manifest, entity: EntityCalibration, followed: int = 0) -> SeriesMoments:
@@ -87,6 +95,7 @@ def initial_moments(manifest: Manifest, entity: EntityCalibration, followed: int
         followed,
         provisional_floor=start_floor(manifest, "provisional"),
         final_floor=start_floor(manifest, "final"),
+        usual=entity.final.mean + manifest.decision.final_sigmas * entity.final.deviation if entity.name else None,
     )
 
 
@@ -120,10 +129,18 @@ def decide(
         hits += _hits(judged, evidence, adapted=level.adapted)
     provisional, final = levels
     followed = moments.followed + sum(len(b.scores) - b.scores.count(None) for b in blocks if b.stage == "provisional")
-    after = SeriesMoments(
-        manifest.version, provisional.moments, final.moments, followed, provisional.stretch, final.stretch, *floors
+    after = msgspec.structs.replace(
+        moments,
+        version=manifest.version,
+        provisional=provisional.moments,
+        final=final.moments,
+        followed=followed,
+        provisional_stretch=provisional.stretch,
+        final_stretch=final.stretch,
+        provisional_floor=floors[0],
+        final_floor=floors[1],
     )
-    return Decision(blocks, hits, after)
+    return Decision(blocks, hits, after, moments.moved)
 
 
 def unscored(notice: WindowNotice) -> list[ScoreBlock]:

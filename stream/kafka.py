@@ -23,6 +23,9 @@ _log = structlog.get_logger()
 # A client that is assigned its partitions still asks for its group's coordinator, which it never uses.
 NO_GROUP = (KafkaError.GROUP_AUTHORIZATION_FAILED,)
 
+# The partition of a message that goes where its key says.
+BY_KEY = -1
+
 Headers = Sequence[tuple[str, bytes | None]]
 
 
