@@ -2,7 +2,7 @@
 
 The comparison with training takes the newest blocks' mean against the training mean, in standard errors. ADWIN (Bifet
 and Gavaldà 2007) watches the same block means for a change of level. Both want a shift that matters in deviations of
-rows. A series has moved when both say so, or when one alone has said so for many blocks.
+rows. A series has moved when both say so and it has been away for some blocks, or when one alone has said so for many.
 """
 
 from collections.abc import Sequence
@@ -66,6 +66,7 @@ class EntityWatch:
         self._open: _Block | None = None
         self._adwin = [ADWIN(delta=rule.delta, clock=1) for _ in range(series)]
         self._changed = np.zeros(series, dtype=np.bool_)
+        self._unchanged = np.zeros(series, dtype=np.int64)  # blocks since ADWIN last saw a change
         self._means = np.full((rule.window_blocks, series), np.nan)
         self._variances = np.full((rule.window_blocks, series), np.nan)
         self._closed = 0
@@ -102,12 +103,13 @@ class EntityWatch:
         known = ~np.isnan(self._means)
         blocks = known.sum(0)
         shift = np.where(known, self._means - self.reference.mean, 0.0).sum(0) / np.maximum(blocks, 1)
-        matters = self._matters(shift)
+        # By the median too, so that a fault of a few of these blocks is none, however large.
+        matters = self._matters(shift) & self._matters(_medians(self._means, blocks) - self.reference.mean)
         adwin = self._follow(mean, matters)
         sketch = self._differs(shift, blocks) & matters
         suspected = adwin | sketch
         lasting = np.where(suspected, self.verdict.blocks + 1, 0)
-        moved = (adwin & sketch) | (lasting >= self._rule.persist_blocks)
+        moved = (adwin & sketch & (lasting >= self._rule.min_blocks)) | (lasting >= self._rule.persist_blocks)
         self.verdict = Verdict(adwin, sketch, lasting, moved)
 
     def _differs(self, shift: Floats, blocks: NDArray[np.int64]) -> Flags:
@@ -118,24 +120,35 @@ class EntityWatch:
         return different
 
     def _follow(self, mean: Floats, matters: Flags) -> Flags:
-        """Give ADWIN the new block; return which series changed and are still away from their training level.
+        """Give ADWIN the new block; return which series changed and are away from their training level now.
 
-        That is told by the newest blocks: ADWIN's own window still holds blocks of before when it sees the change.
+        The newest blocks tell where they are: ADWIN's own window still holds blocks of before when it sees a change. A
+        change is forgotten when they are back, but not before they are all of after it.
         """
         ref = self.reference
         z = np.clip((mean - ref.mean) / ref.block_deviation, -_LIMIT, _LIMIT)
+        self._unchanged += 1
         for i in np.flatnonzero(~np.isnan(z)):
             detector: Any = self._adwin[i]
             detector.update(float(z[i]))
-            self._changed[i] |= detector.drift_detected
-        self._changed &= matters
-        return self._changed.copy()
+            if detector.drift_detected:
+                self._changed[i], self._unchanged[i] = True, 0
+        self._changed &= matters | (self._unchanged <= self._rule.window_blocks)
+        return self._changed & matters
 
     def _matters(self, shift: Floats) -> Flags:
         away = np.abs(shift)
         away[-1] = shift[-1]  # a lower score is no trouble
         large: Flags = away >= self._rule.min_shift * self.reference.deviation
         return large
+
+
+def _medians(rows: Floats, counts: NDArray[np.int64]) -> Floats:
+    """Return the median of each column (n, S) of so many numbers, the others NaN; NaN where there is none."""
+    ordered = np.sort(rows, axis=0)  # NaN last
+    middle = np.maximum([(counts - 1) // 2, counts // 2], 0)
+    medians: Floats = np.take_along_axis(ordered, middle.clip(max=len(rows) - 1), axis=0).mean(0)
+    return medians
 
 
 def _columns(summary: BlockSummary) -> tuple[Floats, Floats, Floats]:

@@ -162,7 +162,9 @@ class DriftSettings(_Section):
     """When a family's level counts as moved. A block is a model's window of slots, or several where rows remember."""
 
     window_blocks: int = Field(32, ge=4, description="newest blocks whose mean is compared with training")
-    min_blocks: int = Field(8, ge=2, description="fewer blocks than these of a series say nothing")
+    min_blocks: int = Field(
+        8, ge=2, description="fewer blocks than these say nothing, nor does a shift that lasts less"
+    )
     sigmas: float = Field(5.0, gt=0, description="standard errors from the training mean that the comparison wants")
     min_shift: float = Field(0.25, gt=0, description="deviations of rows; a smaller shift is none, however sure")
     delta: float = Field(0.002, gt=0, lt=1, description="how easily ADWIN sees a change in a series of block means")

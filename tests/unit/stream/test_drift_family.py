@@ -82,6 +82,17 @@ def test_one_sick_entity_is_no_drift_however_sick_and_long():
     assert walk(means) == []
 
 
+def test_a_fault_in_the_whole_fleet_is_drift_only_when_it_has_lasted():
+    """However large: it has been in the alerts for hours by then, and one that is over before is none."""
+    means = fleet(19, 150, 4)
+    short, long = means.copy(), means.copy()
+    short[60:66] += 50.0
+    long[60:] += 50.0
+    assert walk(short) == []
+    ((block, _),) = walk(long)
+    assert block >= 60 + DriftSettings().min_blocks - 1
+
+
 def test_a_family_of_one_may_be_told_to_drift_alone():
     means = fleet(8, 200, 1)
     means[50:, 0, 0] += 5.0
