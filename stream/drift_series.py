@@ -18,8 +18,10 @@ from stream.sketch import Reference
 
 # A block with fewer values than this share of its slots says too little of its mean.
 _LEAST_FILLED = 0.125
-# One wild block counts as at most so many block deviations.
+# To ADWIN one wild block counts as at most so many block deviations.
 _LIMIT = 20.0
+_MOST_BLOCK_DEVIATIONS = 3.0
+_MOST_SHIFTS = 4.0
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -64,6 +66,10 @@ class EntityWatch:
         self.reference = reference
         self._rule, self._merged = rule, merged
         self._open: _Block | None = None
+        # What one block's mean may add to the comparison, so that a few wild ones do not decide it.
+        self._limit = np.maximum(
+            _MOST_BLOCK_DEVIATIONS * reference.block_deviation, _MOST_SHIFTS * rule.min_shift * reference.deviation
+        )
         self._adwin = [ADWIN(delta=rule.delta, clock=1) for _ in range(series)]
         self._changed = np.zeros(series, dtype=np.bool_)
         self._unchanged = np.zeros(series, dtype=np.int64)  # blocks since ADWIN last saw a change
@@ -102,8 +108,9 @@ class EntityWatch:
         self._closed += 1
         known = ~np.isnan(self._means)
         blocks = known.sum(0)
-        shift = np.where(known, self._means - self.reference.mean, 0.0).sum(0) / np.maximum(blocks, 1)
-        # By the median too, so that a fault of a few of these blocks is none, however large.
+        away = np.clip(self._means - self.reference.mean, -self._limit, self._limit)
+        shift = np.where(known, away, 0.0).sum(0) / np.maximum(blocks, 1)
+        # By the median too: a fault of a few of these blocks is no drift, however large.
         matters = self._matters(shift) & self._matters(_medians(self._means, blocks) - self.reference.mean)
         adwin = self._follow(mean, matters)
         sketch = self._differs(shift, blocks) & matters
