@@ -174,6 +174,14 @@ def archiver() -> None:
 
 
 @app.command()
+def drift() -> None:
+    """Serve: watch how families move away from their training data, publish drift events."""
+    from stream.drift import run_drift
+
+    _serve(run_drift)
+
+
+@app.command()
 def train(
     data: Annotated[
         str, typer.Option(help="Parquet file of telemetry, or folder or URL of an archive.", callback=_there)

@@ -129,6 +129,15 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel("In use", (("sum by (family, version) (telltale_model_info)", ""),), kind="table"),
             Panel("Changes per minute", (rate("model_swaps", "result", unit_s=60),)),
+            Panel(
+                "Entities compared with training",
+                (
+                    ("max by (family) (telltale_drift_watched_entities)", "{{family}} watched"),
+                    ("max by (family) (telltale_drift_moved_entities)", "{{family}} moved"),
+                ),
+                help="Enough moved entities at once are drift: the model's training data is of another time.",
+            ),
+            Panel("Drift events", (("sum by (family) (telltale_drift_events_total)", "{{family}}"),)),
             Panel("Windows without a model per minute", ((rate("unscored_windows", unit_s=60)[0], "unscored"),)),
         ),
     ),

@@ -82,7 +82,8 @@ def print_alert(console: Console, alert: Alert) -> None:
     colour = "green" if alert.state == "resolved" else _COLOURS[alert.severity]
     when = datetime.fromtimestamp(alert.observed_at_ms / 1000, UTC)
     head = f"{when:%Y-%m-%d %H:%M:%S}Z  {_MARKS[alert.state]:<6} {alert.severity:<8}"
-    console.print(f"[{colour}]{head}[/] {escape(alert.entity)}", highlight=False)
+    adapting = "  adapting" if alert.adapting else ""
+    console.print(f"[{colour}]{head}[/] {escape(alert.entity)}{adapting}", highlight=False)
     if alert.state == "resolved":
         return
     console.print(

@@ -4,6 +4,9 @@ Time line, resolve_after 3 (P provisional hit, F final hit, numbers are slots of
 
     hits      P . . F F . . .
     message   firing    updated (rests on a final score now)    resolved, three normal final slots later
+
+An alarm that lasts until its scores count as normal is told once more, as adapting. Its episode then waits for as many
+normal slots as an alarm takes to be adapted to: what comes until the new level has settled is the same episode.
 """
 
 from typing import NamedTuple
@@ -11,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from detector.decision import Hit
-from detector.manifest import Manifest
+from detector.manifest import DecisionConfig, Manifest
 from stream.contracts import Alert, AlertState, ModelRef, Severity, Stage, WindowNotice, episode_id
 
 # Deviations above the mean of the entity's scores from which an episode counts as more than a warning.
@@ -47,11 +50,16 @@ def advance(
     hits: list[Hit],
     episode: Episode | None,
     missing_fraction: float,
+    *,
+    adapting: bool = False,
 ) -> Step:
-    """Follow an entity's episode by one window: open, update or resolve it."""
+    """Follow an entity's episode by one window: open, update or resolve it.
+
+    adapting: the entity is judged by a level that it has moved to.
+    """
 
     def message(state: AlertState, of: Episode) -> Alert:
-        return _alert(state, of, manifest, notice, missing_fraction)
+        return _alert(state, of, manifest, notice, missing_fraction, adapting=adapting)
 
     alerts: list[Alert] = []
     if episode is not None and notice.end_slot < episode.first_slot:  # the entity's clock went back
@@ -62,10 +70,10 @@ def advance(
         episode = _open(deployment, notice, hits) if episode is None else _extend(episode, hits)
         if before is None:
             alerts.append(message("firing", episode))
-        elif (episode.severity, episode.rests_on) != (before.severity, before.rests_on):
+        elif _news(episode) != _news(before):
             episode = msgspec.structs.replace(episode, revision=before.revision + 1)
             alerts.append(message("updated", episode))
-    if episode is not None and _is_over(episode, notice, manifest.decision.resolve_after):
+    if episode is not None and _is_over(episode, notice, manifest.decision):
         episode = msgspec.structs.replace(episode, revision=episode.revision + 1)
         alerts.append(message("resolved", episode))
         episode = None
@@ -109,13 +117,24 @@ def _stage(hits: list[Hit]) -> Stage:
     return "final" if any(hit.stage == "final" for hit in hits) else "provisional"
 
 
-def _is_over(episode: Episode, notice: WindowNotice, resolve_after: int) -> bool:
+def _news(episode: Episode) -> tuple[Severity, Stage, bool]:
+    return episode.severity, episode.rests_on, episode.adapted
+
+
+def _is_over(episode: Episode, notice: WindowNotice, rule: DecisionConfig) -> bool:
     """Say whether the final scores have passed the last anomalous slot by enough normal ones."""
-    return notice.end_slot - notice.final_delay >= episode.last_slot + resolve_after
+    wait = max(rule.resolve_after, rule.adapt_after) if episode.adapted else rule.resolve_after
+    return notice.end_slot - notice.final_delay >= episode.last_slot + wait
 
 
 def _alert(
-    state: AlertState, episode: Episode, manifest: Manifest, notice: WindowNotice, missing_fraction: float
+    state: AlertState,
+    episode: Episode,
+    manifest: Manifest,
+    notice: WindowNotice,
+    missing_fraction: float,
+    *,
+    adapting: bool,
 ) -> Alert:
     interval, peak = notice.interval_ms, episode.peak
     return Alert(
@@ -125,7 +144,7 @@ def _alert(
         entity=notice.entity,
         family=notice.family,
         severity=episode.severity,
-        summary=_summary(state, episode, notice.entity),
+        summary=_summary(state, episode, notice.entity, moved=adapting),
         starts_at_ms=episode.first_slot * interval,
         ends_at_ms=episode.last_slot * interval if state == "resolved" else None,
         observed_at_ms=notice.end_slot * interval,
@@ -140,14 +159,20 @@ def _alert(
         missing_fraction=round(missing_fraction, 4),
         source=notice.source,
         commands=list(peak.commands),
+        adapting=adapting or episode.adapted,
     )
 
 
-def _summary(state: AlertState, episode: Episode, entity: str) -> str:
-    if state == "resolved" and episode.adapted:
-        return f"{entity} has deviated for so long that this counts as normal from now on: new level learned"
+def _summary(state: AlertState, episode: Episode, entity: str, *, moved: bool) -> str:
+    if episode.adapted:
+        now = "new level learned" if state == "resolved" else "quiet until its level has settled"
+        return f"adapting: {entity} has deviated for so long that this counts as normal from now on: {now}"
     if state == "resolved":
         return f"{entity} behaves normally again"
+    return _what(episode, entity) + ("; adapting: its level has moved since training" if moved else "")
+
+
+def _what(episode: Episode, entity: str) -> str:
     if not episode.peak.channels:
         return f"{entity} behaves unlike its normal self"
     top = episode.peak.channels[0]

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from detector.manifest import COMPANION_VIEWS, SCHEMA_VERSION, FileEntry, Manifest
 from stream.errors import CheckpointError
+from stream.sketch import MANIFEST, MAX_MANIFEST_BYTES
 from stream.storage import read_file, write_folder
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
-MANIFEST = "manifest.json"
 # Some 10,000 entities with 50 channels and 3 starts.
-MAX_MANIFEST_BYTES = 64 * 2**20
 # Far above any network of ours; a manifest that asks for more is damaged.
 MAX_DIMENSION = 65_536
 
@@ -283,6 +282,11 @@ def _lengths(manifest: Manifest) -> Iterator[tuple[str, int, int]]:
             yield f"residual_scale of {entity.name}, one start,", len(row), config.numeric
         yield f"provisional_levels of {entity.name}", len(entity.provisional_levels), 1 + companions
         yield f"final_levels of {entity.name}", len(entity.final_levels), 1 + companions
+        if entity.sketch is not None:
+            yield f"sketch.mean of {entity.name}", len(entity.sketch.mean), config.numeric + 1
+            yield f"sketch.deviation of {entity.name}", len(entity.sketch.deviation), config.numeric + 1
+            yield f"sketch.block_deviation of {entity.name}", len(entity.sketch.block_deviation), config.numeric + 1
+            yield f"sketch.memory of {entity.name}", len(entity.sketch.memory), config.numeric + 1
 
 
 def _check_layout(weights: Mapping[str, "Tensor"], wanted: Mapping[str, "Tensor"]) -> None:

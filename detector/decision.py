@@ -26,7 +26,8 @@ class SeriesMoments(msgspec.Struct, frozen=True):
     """Moments of an entity's scores so far, by stage, for one model version.
 
     followed: live slots with a score, under whichever model. The stretches hold the scores of the alarm that each stage
-    is in, and nothing while it is in none. The floors are None without a budget.
+    is in, and nothing while it is in none. The floors are None without a budget. usual: what a mean of final scores
+    above is no training level any more; None for an entity that training never saw.
     """
 
     version: str
@@ -37,6 +38,12 @@ class SeriesMoments(msgspec.Struct, frozen=True):
     final_stretch: Moments = NO_SCORES
     provisional_floor: Floor | None = None
     final_floor: Floor | None = None
+    usual: float | None = None
+
+    @property
+    def moved(self) -> bool:
+        """Whether what is normal now would have been anomalous by the training level."""
+        return self.usual is not None and self.final.mean > self.usual
 
 
 class Hit(NamedTuple):
@@ -66,11 +73,12 @@ class Verdict(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What one window says."""
+    """What one window says. adapting: the level that it was judged by is one that the entity has moved to."""
 
     blocks: list[ScoreBlock]
     hits: list[Hit]
     moments: SeriesMoments
+    adapting: bool = False
 
 
 def initial_moments(manifest: Manifest, entity: EntityCalibration, followed: int = 0) -> SeriesMoments:
@@ -82,6 +90,7 @@ def initial_moments(manifest: Manifest, entity: EntityCalibration, followed: int
         followed,
         provisional_floor=start_floor(manifest, "provisional"),
         final_floor=start_floor(manifest, "final"),
+        usual=entity.final.mean + manifest.decision.final_sigmas * entity.final.deviation if entity.name else None,
     )
 
 
@@ -108,7 +117,7 @@ def decide(
         p_values = tail_probability(tail_of(manifest, judged.stage), judged.z)
         blocks.append(block_of(manifest, notice, judged, p_values, evidence, learning=learning))
         hits += _hits(judged, peak, p_values, evidence)
-    return Decision(blocks, hits, verdict.moments)
+    return Decision(blocks, hits, verdict.moments, moments.moved)
 
 
 def judge(manifest: Manifest, notice: WindowNotice, view: WindowView, moments: SeriesMoments) -> Verdict:
@@ -131,8 +140,16 @@ def judge(manifest: Manifest, notice: WindowNotice, view: WindowView, moments: S
         if part.stage == "provisional":
             followed += int(np.count_nonzero(judged.z == judged.z))
     provisional, final = levels
-    after = SeriesMoments(
-        manifest.version, provisional.moments, final.moments, followed, provisional.stretch, final.stretch, *floors
+    after = msgspec.structs.replace(
+        moments,
+        version=manifest.version,
+        provisional=provisional.moments,
+        final=final.moments,
+        followed=followed,
+        provisional_stretch=provisional.stretch,
+        final_stretch=final.stretch,
+        provisional_floor=floors[0],
+        final_floor=floors[1],
     )
     return Verdict(found, after)
 

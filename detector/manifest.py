@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from stream.grid import Geometry
+from stream.sketch import Sketch
 
 SCHEMA_VERSION: Literal[1] = 1
 # What stands beside the reconstruction, where companions are configured: prediction, nearest window and activity.
@@ -143,6 +144,7 @@ class EntityCalibration(msgspec.Struct, frozen=True, kw_only=True):
     values, mapped to [-1, 1]. residual_scale: (S, C), mean + standard deviation of |x - x_hat| in scaled units for
     each start timestep, then for each companion. provisional_levels, final_levels: what counts as 1 in the smoothed
     score of the reconstruction and of each companion. provisional, final: moments of the two scores on training data.
+    sketch: what drift is told by; checkpoints of before have none.
     """
 
     name: str
@@ -154,6 +156,7 @@ class EntityCalibration(msgspec.Struct, frozen=True, kw_only=True):
     final_levels: tuple[float, ...] = (1.0,)
     provisional: Moments
     final: Moments
+    sketch: Sketch | None = None
 
 
 class Tail(msgspec.Struct, frozen=True):

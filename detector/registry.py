@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 import msgspec
 from pyarrow import fs
 
-from detector.checkpoint import MANIFEST, Bundle, Golden, WeightsLayout, read_bundle, read_manifest, write_bundle
+from detector.checkpoint import Bundle, Golden, WeightsLayout, read_bundle, read_manifest, write_bundle
 from detector.manifest import Manifest
 from stream.errors import CheckpointError, UsageError
+from stream.sketch import MANIFEST
 from stream.storage import open_storage, reachable, read_file, replace_file
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """Window notices to scores and alerts. Owns the order of the work; knows no slot arithmetic and no network.
 
 One batch: 1. read the windows as of their end slots, 2. score them together, 3. judge each entity's windows in order,
-4. one transaction with score blocks, alerts, the changed decision states and the notices' offsets. The states live in
-a compacted topic written in that transaction, so a successor starts from exactly what was published.
+4. one transaction with score blocks, alerts, block summaries, the changed decision states and the notices' offsets.
+The states live in a compacted topic written in that transaction, so a successor starts from exactly what was published.
 """
 
 import threading
@@ -23,15 +23,16 @@ from detector.decision import SeriesMoments, decide, initial_moments
 from detector.engine import WindowBatch
 from detector.models import Model, Models, choose_device
 from detector.registry import Registry
-from stream.contracts import Alert, ScoreBlock, WindowNotice, cloud_event_headers
+from detector.summary import NO_TALLY, ScoreTally, summarise, tally
+from stream.contracts import Alert, ModelRef, ScoreBlock, WindowNotice, cloud_event_headers
 from stream.errors import TransientError, UsageError
-from stream.kafka import Outgoing, Record, read_to_end
+from stream.kafka import BY_KEY, Outgoing, Record, read_to_end
 from stream.loop import Progress
 from stream.metrics import Health, Metrics
 from stream.ring import Layout
 from stream.service import Service, run_service
 from stream.settings import Settings
-from stream.topics import ALERTS, DECISIONS, SCORES, WINDOWS, topic_name
+from stream.topics import ALERTS, DECISIONS, SCORES, SUMMARIES, WINDOWS, topic_name
 from stream.waiting import Stopping, never, wait_until
 from stream.window_store import RingRef, Window, WindowRequest, WindowStore, connect
 
@@ -49,6 +50,7 @@ class EntityState(msgspec.Struct, frozen=True):
 
     moments: SeriesMoments
     episode: Episode | None = None
+    tally: ScoreTally = NO_TALLY
 
 
 _STATE = msgspec.json.Decoder(EntityState)
@@ -76,7 +78,7 @@ class Worker:
         self._read_states = read_states
         self._metrics = metrics
         self._states: dict[int, dict[str, EntityState]] = {}
-        self._topics = {topic: topic_name(settings.topics, topic) for topic in (SCORES, ALERTS, DECISIONS)}
+        self._topics = {topic: topic_name(settings.topics, topic) for topic in (SCORES, ALERTS, DECISIONS, SUMMARIES)}
         self._triggers: list[int] = []
 
     def restore(self, partition: int, committed: int, low: int) -> int:
@@ -180,20 +182,28 @@ class Worker:
     def _judge(self, partition: int, one: _Scored) -> tuple[EntityState, list[Outgoing]]:
         notice, manifest = one.notice, one.model.manifest
         state = self._states[partition].get(notice.entity)
-        moments = state.moments if state else None
+        moments, counted = (state.moments, state.tally) if state else (None, NO_TALLY)
         if moments is None or moments.version != manifest.version:
             followed = moments.followed if moments else 0
             moments = initial_moments(manifest, one.model.calibration(notice.entity), followed)
+            counted = NO_TALLY
         decision = decide(manifest, one.model.numeric_names, notice, one.view, moments)
         hits = decision.hits
         if hits:  # seldom, and the window's channels would be copied for nothing
             values = one.window.values[one.model.columns]
             hits = explain_by_commands(one.model.detector, notice, values, hits)
-        missing = missing_fraction(notice)
-        step = advance(manifest, self._settings.deployment, notice, hits, state.episode if state else None, missing)
+        episode, missing = state.episode if state else None, missing_fraction(notice)
+        deployment, adapting = self._settings.deployment, decision.adapting
+        step = advance(manifest, deployment, notice, hits, episode, missing, adapting=adapting)
         self._observe(decision.blocks)
         messages = self._blocks(partition, decision.blocks) + [self._alert(partition, a) for a in step.alerts]
-        return EntityState(decision.moments, step.episode), messages
+        counted = tally(counted, decision.blocks)
+        model = ModelRef(manifest.name, manifest.version)
+        summary = summarise(notice, one.model.numeric_names, one.view.values, counted, model)
+        if summary is not None:
+            messages.append(Outgoing(self._topics[SUMMARIES], BY_KEY, notice.family.encode(), _ENCODER.encode(summary)))
+            counted = NO_TALLY
+        return EntityState(decision.moments, step.episode, counted), messages
 
     def _blocks(self, partition: int, blocks: list[ScoreBlock]) -> list[Outgoing]:
         topic = self._topics[SCORES]

@@ -16,6 +16,7 @@ from stream.errors import ContractError
 MAX_ENTITY_LENGTH = 256
 _ENTITY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/@-]*[A-Za-z0-9])?")
 _ALERT_NAMESPACE = uuid.UUID("6f0d2c1e-4f58-5d0a-9a3e-7e11a1e0a1e7")
+_DRIFT_NAMESPACE = uuid.UUID("0c1f3f0e-6d0a-5b7c-8b39-64ad0d4e5f10")
 
 Stage = Literal["provisional", "final"]
 AlertState = Literal["firing", "updated", "resolved"]
@@ -136,7 +137,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
 
     episode_id stays the same from firing to resolved; revision counts the messages of an episode from 0.
     rests_on: whether the deciding score was provisional or final. threshold: in units of the score. commands: the
-    command channels that were not in their usual state around the peak.
+    command channels that were not in their usual state around the peak. adapting: the entity's level has moved, and
+    what it does now is being taken for normal: by an alarm that lasted for too long, or by one before this episode.
     """
 
     v: Literal[1] = 1
@@ -161,11 +163,102 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     missing_fraction: float
     source: SourceRange
     commands: list[str] = []
+    adapting: bool = False
 
     @property
     def id(self) -> str:
         """The deterministic identity of this message: equal ids are duplicates."""
         return str(uuid.uuid5(uuid.UUID(self.episode_id), f"{self.state}/{self.revision}"))
+
+
+class BlockSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What one entity was over a block of `length` slots, from slot `block * length` on; blocks never overlap.
+
+    counts, means, variances, minimums, maximums: by numeric channel, in the order of `channels`; 0 or null where no
+    slot had a value. scores: how many scores became final since the entity's previous summary; score_mean,
+    score_variance: of them, null where there were none; alarmed: how many of them were anomalous.
+    """
+
+    v: Literal[1] = 1
+    entity: str
+    family: str
+    interval_ms: int
+    block: int
+    length: int
+    channels: list[str]
+    counts: list[int]
+    means: list[float | None]
+    variances: list[float | None]
+    minimums: list[float | None]
+    maximums: list[float | None]
+    scores: int
+    score_mean: float | None
+    score_variance: float | None
+    alarmed: int
+    model: ModelRef
+
+    @property
+    def missing(self) -> list[float]:
+        """The share of the slots without a value, by channel."""
+        return [1 - count / self.length for count in self.counts]
+
+    @property
+    def end_ms(self) -> int:
+        """When the block ended."""
+        return (self.block + 1) * self.length * self.interval_ms
+
+
+class MovedEntity(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a series of an entity is from what it was in training. deviations: of rows; blocks: for how long.
+
+    adwin, sketch: which tests say so; a series that one alone says it of has moved by persistence.
+    """
+
+    entity: str
+    sketch_mean: float
+    sketch_deviation: float
+    live_mean: float
+    live_deviation: float
+    deviations: float
+    blocks: int
+    adwin: bool
+    sketch: bool
+
+
+class MovedChannel(msgspec.Struct, frozen=True):
+    """A channel that moved, or the score under the name `""`: in how many entities, and the worst of them first."""
+
+    channel: str
+    moved: int
+    worst: list[MovedEntity]
+
+
+class DriftEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A family whose level has moved away from its model's training data: the record on `drift`.
+
+    detected_at_ms: end of the block that decided. first_block_ms: since when the first of the moved entities deviates.
+    blocks: of `block_slots` slots each, between the two. watched: entities with blocks now and a training sketch.
+    moved: those of them that moved; share: moved / watched. adwin, sketch, score: in how many of the moved entities the
+    change detector, the comparison with training, and either of them on the score agrees. persistence: how many moved
+    by one test alone that went on for long.
+    """
+
+    v: Literal[1] = 1
+    id: str
+    family: str
+    model: ModelRef
+    detected_at_ms: int
+    first_block_ms: int
+    blocks: int
+    block_slots: int
+    watched: int
+    moved: int
+    share: float
+    adwin: int
+    sketch: int
+    score: int
+    persistence: int
+    channels: list[MovedChannel]
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,6 +287,11 @@ class DroppedLetters(msgspec.Struct, frozen=True, kw_only=True):
 def episode_id(deployment: str, entity: str, start_slot: int) -> str:
     """Name an episode by where it began, so that a replay names it the same."""
     return str(uuid.uuid5(_ALERT_NAMESPACE, f"{deployment}\n{entity}\n{start_slot}"))
+
+
+def drift_id(deployment: str, family: str, version: str, detected_at_ms: int) -> str:
+    """Name a drift event by what it is about and when, so that a replay names it the same."""
+    return str(uuid.uuid5(_DRIFT_NAMESPACE, f"{deployment}\n{family}\n{version}\n{detected_at_ms}"))
 
 
 def cloud_event_headers(alert: Alert, deployment: str) -> list[tuple[str, bytes]]:

@@ -25,6 +25,8 @@ NO_GROUP = (KafkaError.GROUP_AUTHORIZATION_FAILED,)
 
 # Of a call that is made again if there is none.
 _ANSWER_S = 5.0
+# The partition of a message that goes where its key says.
+BY_KEY = -1
 
 Headers = Sequence[tuple[str, bytes | None]]
 

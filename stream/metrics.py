@@ -51,6 +51,13 @@ class Metrics:
         self.gap_slots = counter("gap_slots", "Slots without a row, reported as gaps")
         self.unscored_windows = counter("unscored_windows", "Windows reported as gaps for want of a model")
         self.alerts = counter("alerts", "Alert messages published", "severity", "state")
+        self.drift_events = counter("drift_events", "Families found to have moved from their training data", "family")
+        self.drift_watched_entities = gauge(
+            "drift_watched_entities", "Entities compared with their training data", "family"
+        )
+        self.drift_moved_entities = gauge(
+            "drift_moved_entities", "Entities that have moved from their training data", "family"
+        )
         self.consumer_lag_records = gauge("consumer_lag_records", "Records behind the end of the input", "partition")
         self.end_to_end_latency = histogram(
             "end_to_end_latency_seconds", "From a record's Kafka time stamp to its committed score", _LATENCY

@@ -172,6 +172,23 @@ class ArchiveSettings(_Section):
     keep_gib: float = Field(100.0, ge=0, description="size above which the oldest days are removed; 0 is no limit")
 
 
+class DriftSettings(_Section):
+    """When a family's level counts as moved. A block is a model's window of slots, or several where rows remember."""
+
+    window_blocks: int = Field(32, ge=4, description="newest blocks whose mean is compared with training")
+    min_blocks: int = Field(
+        8, ge=2, description="fewer blocks than these say nothing, nor does a shift that lasts less"
+    )
+    sigmas: float = Field(5.0, gt=0, description="standard errors from the training mean that the comparison wants")
+    min_shift: float = Field(0.25, gt=0, description="deviations of rows; a smaller shift is none, however sure")
+    delta: float = Field(0.002, gt=0, lt=1, description="how easily ADWIN sees a change in a series of block means")
+    persist_blocks: int = Field(96, ge=1, description="blocks after which one test alone is believed")
+    share: float = Field(0.2, gt=0, le=1, description="of a family's entities; if so many moved, it is drift")
+    min_entities: int = Field(2, ge=1, description="moved entities that drift takes at least: one is an anomaly")
+    cooldown_s: float = Field(86_400.0, ge=0, description="event time after an event in which its family has no other")
+    max_merged: int = Field(16, ge=1, description="windows at most that are taken together as one block")
+
+
 class FamilySettings(_Section):
     """A set of entities with the same channels; one model per family."""
 
@@ -237,6 +254,7 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     worker: WorkerSettings = WorkerSettings()
     archive: ArchiveSettings = ArchiveSettings()
+    drift: DriftSettings = DriftSettings()
     families: Annotated[list[FamilySettings], Field(description="declared families, first match wins")] = []
 
     @field_validator("families")

@@ -29,8 +29,11 @@ ALERTS = Topic("alerts", retention_ms=90 * _DAY_MS)
 # State of the worker's per-entity fold, written in the transaction of the scores it led to.
 DECISIONS = Topic("decisions", compacted=True)
 DEAD_LETTERS = Topic("dead-letters", retention_ms=30 * _DAY_MS)
+# By family, so that one reader sees all entities of one in one order; what drift knows is rebuilt from it.
+SUMMARIES = Topic("summaries", retention_ms=14 * _DAY_MS)
+DRIFT = Topic("drift", retention_ms=365 * _DAY_MS)
 
-ALL = (TELEMETRY, WINDOWS, SCORES, ALERTS, DECISIONS, DEAD_LETTERS)
+ALL = (TELEMETRY, WINDOWS, SCORES, ALERTS, DECISIONS, DEAD_LETTERS, SUMMARIES, DRIFT)
 
 
 def topic_name(settings: TopicSettings, topic: Topic) -> str:
@@ -54,8 +57,10 @@ class Use(NamedTuple):
 USES = {
     # It reads notices again that the worker has not got to.
     "windower": Use(reads=(TELEMETRY, WINDOWS), writes=(WINDOWS, DEAD_LETTERS)),
-    "worker": Use(reads=(WINDOWS, DECISIONS), writes=(SCORES, ALERTS, DECISIONS)),
+    "worker": Use(reads=(WINDOWS, DECISIONS), writes=(SCORES, ALERTS, DECISIONS, SUMMARIES)),
     "archiver": Use(reads=(TELEMETRY,)),
+    # It reads its own events again, for the time in which none may follow.
+    "drift": Use(reads=(SUMMARIES, DRIFT), writes=(DRIFT,)),
     "replay": Use(writes=(TELEMETRY,)),
     "alerts": Use(reads=(ALERTS,)),
 }

@@ -18,8 +18,10 @@ from detector.engine import Detector, WindowBatch
 from detector.manifest import COMPANION_VIEWS, EntityCalibration, Manifest, Moments, Tail
 from detector.scoring import combine_views
 from stream.frames import frame
+from stream.sketch import Sketch
 from training.datasets import Dataset, Series, window_ends
 from training.sampling import split_row
+from training.sketch import sketch_of
 from training.threshold import decision_rule
 from training.trainer import TrainedModel
 
@@ -90,6 +92,10 @@ def calibrate(
         entries[index], live = _measure_scores(entries[index], _live_scores(detector, windows), first)
         scores.append(live)
         on_entity(entries[index].name)
+    entries[1:] = [
+        msgspec.structs.replace(entry, sketch=_sketch(trained, series, live.final))
+        for entry, series, live in zip(entries[1:], trained.dataset.series, scores[1:], strict=True)
+    ]
     known = list(zip(scores[1:], entries[1:], strict=True))
     provisional = [_z(live.provisional, entry.provisional) for live, entry in known]
     final = [_z(live.final, entry.final) for live, entry in known]
@@ -244,6 +250,12 @@ def _measure_scores(entry: EntityCalibration, live: _Live, first_held_out: int) 
         final=moments[1],
     )
     return changed, together
+
+
+def _sketch(trained: TrainedModel, series: Series, final: _Scores) -> Sketch:
+    """Sketch an entity's rows of the numeric channels and its final scores together."""
+    values = series.values[:, trained.dataset.numeric]
+    return sketch_of(series.slots, values, final.slots, final.scores, trained.geometry.length)
 
 
 def _levels(groups: NDArray[np.float64]) -> tuple[float, ...]:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from pyarrow import fs
 
-from detector.checkpoint import GOLDEN, MANIFEST, WEIGHTS
+from detector.checkpoint import GOLDEN, WEIGHTS
 from detector.registry import Registry
 from stream.errors import CheckpointError, UsageError
+from stream.sketch import MANIFEST
 from tests.bundles import make_golden, make_layout, make_manifest, make_weights
 
 

@@ -16,7 +16,7 @@ MAY_IMPORT = {
 }
 OURS = {*MAY_IMPORT, "deploy", "benchmarks", "telltale", "tests"}
 # Services of the control plane, where faust may be used; the data plane never touches it.
-CONTROL_PLANE = {"stream/incidents.py", "stream/drift.py"}
+CONTROL_PLANE = {"stream/incidents.py"}
 UNSAFE = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 

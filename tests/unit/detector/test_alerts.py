@@ -226,14 +226,64 @@ def test_a_summary_does_not_invent_what_is_not_known():
     assert told[0][0].summary == "e-1 behaves unlike its normal self"
 
 
-def test_an_episode_that_ended_because_it_became_the_normal_level_says_so():
+def adapted_at(windows, line):
+    """Read a time line of which these windows' hits say that the level was adapted to."""
+    drawn = [hits_of(token, number) for number, token in enumerate(line.split())]
+    return [[one._replace(adapted=number in windows) for one in hits] for number, hits in enumerate(drawn)]
+
+
+SETTLING = 3 * HOP
+SETTLES = msgspec.structs.replace(MANIFEST, decision=msgspec.structs.replace(MANIFEST.decision, adapt_after=SETTLING))
+
+
+def told_of(windows, **more):
+    episode, told = None, []
+    for number, hits in enumerate(windows):
+        step = advance(SETTLES, "telltale", notice(number), hits, episode, 0.0, **more)
+        told.append(step.alerts)
+        episode = step.episode
+    return told
+
+
+@pytest.mark.parametrize("windows", [[1], [2], [1, 2]])
+def test_an_alarm_that_became_the_normal_level_is_told_as_adapting_once_and_ends_so(windows):
     """One stage may adapt before the other; what was learnt stays told until the episode ends."""
-    learned = "e-1 has deviated for so long that this counts as normal from now on: new level learned"
-    for adapted in ([0], [1], [2], [1, 2]):
-        line = [[hit("final", number)._replace(adapted=number in adapted)] for number in range(3)]
-        told, _ = run([*line, [], []])
-        messages = [alert for window in told for alert in window]
-        assert [alert.summary == learned for alert in messages] == [alert.state == "resolved" for alert in messages]
+    messages = [alert for told in told_of(adapted_at(windows, "F F F . . . . .")) for alert in told]
+    assert [alert.state for alert in messages] == ["firing", "updated", "resolved"]
+    assert [alert.adapting for alert in messages] == [False, True, True]
+    why = "adapting: e-1 has deviated for so long that this counts as normal from now on"
+    assert [alert.summary.startswith(why) for alert in messages] == [False, True, True]
+    assert messages[-1].summary.endswith("new level learned")
+
+
+def test_what_comes_until_the_new_level_has_settled_is_the_same_episode():
+    """On and off about the new level: three messages in all; without adapting it is a new episode every time."""
+    line = "F F . . F . . F . . F . . . . ."
+    settling = [alert.state for told in told_of(adapted_at([1], line)) for alert in told]
+    assert settling == ["firing", "updated", "resolved"]
+    repeating = [alert.state for told in told_of(adapted_at([], line)) for alert in told]
+    assert repeating == ["firing", "resolved"] * 4
+
+
+def test_a_worse_anomaly_is_told_while_the_level_settles():
+    messages = [alert for told in told_of(adapted_at([1], "F F . Fc . . . . .")) for alert in told]
+    assert [(alert.state, alert.severity) for alert in messages] == [
+        ("firing", "warning"),
+        ("updated", "warning"),
+        ("updated", "critical"),
+        ("resolved", "critical"),
+    ]
+
+
+def test_an_entity_fires_before_it_adapts_even_if_one_hop_is_enough():
+    (first, *_), *_ = told_of(adapted_at([0], "F . . . . ."))
+    assert first.state == "firing"
+
+
+def test_an_alert_of_an_entity_that_moved_before_says_so():
+    ((firing,), *_) = told_of([hits_of("P", 0)], adapting=True)
+    assert firing.adapting
+    assert firing.summary == "e-1: a is 7, expected 0 to 2; adapting: its level has moved since training"
 
 
 def test_the_message_tells_the_peak_of_the_episode():

@@ -14,8 +14,9 @@ import torch
 from pyarrow import fs
 
 from detector import checkpoint
-from detector.checkpoint import GOLDEN, MANIFEST, WEIGHTS, model_sha256, read_bundle, verify_golden, write_bundle
+from detector.checkpoint import GOLDEN, WEIGHTS, model_sha256, read_bundle, verify_golden, write_bundle
 from stream.errors import CheckpointError
+from stream.sketch import MANIFEST
 from tests.bundles import golden_score, make_calibration, make_golden, make_layout, make_manifest, make_weights
 
 DISK = fs.LocalFileSystem()

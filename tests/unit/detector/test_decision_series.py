@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.decision import SeriesMoments
-from tests.unit.detector.scored_windows import NEW, RULE, Walk, known, quiet
+from detector.decision import SeriesMoments, initial_moments
+from tests.unit.detector.scored_windows import MANIFEST, NEW, RULE, Walk, known, quiet
 
 # A long memory, so that nothing but learning and adapting ends an alarm.
 SLOW = msgspec.structs.replace(RULE, learning=0, adapt_after=60, memory=10**6)
@@ -149,3 +149,22 @@ def test_a_series_of_hops_goes_on_from_its_stored_state(levels):
     second = Walk(scores[half:], SLOW, moments=stored)
     np.testing.assert_array_equal(np.concatenate([first.final, second.final]), whole.final)
     assert second.moments == whole.moments
+
+
+def test_a_level_has_moved_while_its_mean_would_have_been_anomalous_in_training():
+    """Up for good and adapted to, then back: the entity counts as moved in between."""
+    usual = msgspec.structs.replace(FIRM, usual=2.0)
+    up = Walk(np.concatenate([quiet(60), quiet(200, level=3.0)]), SLOW, moments=usual)
+    assert not usual.moved
+    assert up.moments.moved
+    back = Walk(quiet(400), msgspec.structs.replace(SLOW, memory=100), moments=up.moments)
+    assert not back.moments.moved
+    unseen = msgspec.structs.replace(up.moments, usual=None)
+    assert not unseen.moved
+
+
+def test_what_is_usual_is_known_of_entities_of_training_alone():
+    entity = MANIFEST.entities[0]
+    threshold = entity.final.mean + MANIFEST.decision.final_sigmas * entity.final.deviation
+    assert initial_moments(MANIFEST, entity).usual == threshold
+    assert initial_moments(MANIFEST, msgspec.structs.replace(entity, name="")).usual is None

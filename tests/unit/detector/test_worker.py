@@ -11,10 +11,10 @@ from detector.manifest import DecisionConfig, ScoringConfig
 from detector.models import Model, fit_columns
 from detector.offline import score_series
 from detector.worker import EntityState, Worker, missing_fraction
-from stream.contracts import Alert, ScoreBlock, WindowNotice
+from stream.contracts import Alert, BlockSummary, ScoreBlock, WindowNotice
 from stream.errors import TransientError
 from stream.grid import Geometry
-from stream.kafka import Record
+from stream.kafka import BY_KEY, Record
 from stream.metrics import Health, Metrics
 from stream.settings import FamilySettings, KafkaSettings, Settings
 from stream.windower import Windower
@@ -111,6 +111,10 @@ class Outputs:
     def alerts(self):
         return self.of("alerts", Alert)
 
+    @property
+    def summaries(self):
+        return self.of("summaries", BlockSummary)
+
     def last_states(self):
         return dict(self.states(0))
 
@@ -169,6 +173,16 @@ def assert_same(one, other):
         (a.id, a.state, a.severity, a.entity) for a in other.alerts
     ]
     assert one.last_states().keys() == other.last_states().keys()
+    for a, b in zip(one.summaries, other.summaries, strict=True):
+        assert without_scores(a) == without_scores(b)
+        assert (a.scores, a.alarmed) == (b.scores, b.alarmed)
+        if a.scores:
+            assert b.score_mean == pytest.approx(a.score_mean, rel=1e-4)
+            assert b.score_variance == pytest.approx(a.score_variance, rel=1e-2, abs=1e-6)
+
+
+def without_scores(summary):
+    return msgspec.structs.replace(summary, score_mean=None, score_variance=None)
 
 
 def entity_order(outputs):
@@ -223,6 +237,35 @@ def test_every_slot_is_told_once_a_stage_gaps_and_all(whole):
             assert all(found[stage, series.entity, slot] is None for slot in slots if slot not in present)
 
 
+def test_summaries_are_those_of_the_rows_block_by_block(announced, whole):
+    """Of a block whose end fell into a gap, of the rows that the next window still holds."""
+    notices = [msgspec.json.decode(record.value, type=WindowNotice) for record in announced.records]
+    names = [MANIFEST.channels[i].name for i in MODEL.numeric]
+    for series in SERIES[:2]:
+        told = [one for one in whole.summaries if one.entity == series.entity]
+        blocks = [one.block for one in told]
+        assert blocks == sorted(set(blocks))
+        assert len(blocks) >= 3
+        final = [block for block in whole.blocks if block.entity == series.entity and block.stage == "final"]
+        for one in told:
+            assert (one.channels, one.length, one.model.version) == (names, GEOMETRY.length, MANIFEST.version)
+            last = (one.block + 1) * GEOMETRY.length - 1
+            told_by = min(n.end_slot for n in notices if n.entity == series.entity and n.end_slot >= last)
+            held = (series.slots > max(last, told_by) - GEOMETRY.length) & (series.slots <= last)
+            rows = series.values[held][:, MODEL.numeric].astype(float)
+            for c, column in enumerate(rows.T):
+                known = column[~np.isnan(column)]
+                got = one.means[c], one.variances[c], one.minimums[c], one.maximums[c]
+                assert one.counts[c] == len(known)
+                wanted = (known.mean(), known.var(), known.min(), known.max()) if len(known) else (None,) * 4
+                assert got == (pytest.approx(wanted, rel=1e-6) if len(known) else wanted)
+        until = (told[-1].block + 1) * GEOMETRY.length - GEOMETRY.final_delay
+        scores = [s for b in final if b.start_slot + len(b.scores) <= until for s in b.scores if s is not None]
+        assert sum(one.scores for one in told) == len(scores)
+        total = sum(one.scores * one.score_mean for one in told if one.scores)
+        assert total == pytest.approx(sum(scores), rel=1e-6)
+
+
 def test_a_family_without_a_model_is_told_as_gaps_and_holds_nobody_up(announced):
     metrics, outputs = Metrics(), Outputs()
     worker = start(announced, outputs, metrics=metrics)
@@ -244,7 +287,10 @@ def test_outputs_stay_on_the_partition_and_key_of_their_entity(announced):
         worker.restore(partition, 0, 0)
     progress = worker.process([r._replace(partition=3) for r in announced.records if r.key == b"P-1"])
     outputs.messages = progress.outgoing
-    assert {(message.partition, message.key) for message in progress.outgoing} == {(3, b"P-1")}
+    of_family = [message for message in progress.outgoing if message.topic == "summaries"]
+    assert {(message.partition, message.key) for message in of_family} == {(BY_KEY, b"test")}
+    others = [message for message in progress.outgoing if message.topic != "summaries"]
+    assert {(message.partition, message.key) for message in others} == {(3, b"P-1")}
     assert progress.next_offsets.keys() == {3}
     assert progress.held == []
 
