@@ -1,7 +1,8 @@
 """The model registry: `<registry>/<family>/<version>/` bundles and `<registry>/<family>/<alias>.json` pointers.
 
-Versions are immutable and sort by age; an alias is replaced atomically and remembers what it named before. Works on a
-local path and on any URL that pyarrow knows. Does not know who announces a version or who loads it.
+Versions are immutable and sort by age; an alias is replaced atomically and remembers what it named before; decisions
+stand beside them in `<family>/decisions/`. Works on a local path and on any URL that pyarrow knows. Does not know who
+announces a version or who loads it.
 """
 
 import re
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
-from pyarrow import ArrowInvalid, fs
+from pyarrow import fs
 
 from detector.checkpoint import MANIFEST, Bundle, Golden, WeightsLayout, read_bundle, read_manifest, write_bundle
+from detector.history import read_history, write_decision
 from detector.manifest import Manifest
-from detector.storage import read_file, replace_file
+from detector.storage import open_url, read_file, replace_file
+from stream.contracts import ModelEvent
 from stream.errors import CheckpointError, TransientError, UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +89,7 @@ class Registry:
 
         layout: what tensors a configured network wants. filesystem: where given, `url` is a path in it.
         """
-        self._filesystem, self._root = (filesystem, str(url)) if filesystem else _open(url)
+        self._filesystem, self._root = (filesystem, str(url)) if filesystem else open_url(url, "registry")
         self._layout = layout
         self._clock = clock
 
@@ -208,6 +211,18 @@ class Registry:
             if self._filesystem.get_file_info(path).type != fs.FileType.NotFound:
                 self._filesystem.delete_file(path)
 
+    def record(self, decision: ModelEvent) -> ModelEvent:
+        """Add a decision to its family's history and return it as written, later than those there are."""
+        path = self._history_path(decision.family)
+        with _reachable(path):
+            return write_decision(self._filesystem, path, decision)
+
+    def history(self, name: str) -> list[ModelEvent]:
+        """Return the newest decisions about a family, oldest first; one that can't be read is logged and left out."""
+        path = self._history_path(name)
+        with _reachable(path):
+            return read_history(self._filesystem, path)
+
     def _verify(self, name: str, version: str) -> None:
         if _check_version(version) not in self.versions(name):
             raise UsageError(f"{name} has no version {version}; there are: {', '.join(self.versions(name)) or 'none'}")
@@ -235,6 +250,9 @@ class Registry:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{check_name(name)}"
+
+    def _history_path(self, name: str) -> str:
+        return f"{self._path(name)}/decisions"
 
     def _alias_path(self, name: str, alias: str) -> str:
         if alias not in ALIASES:
@@ -267,16 +285,6 @@ def _created_ms(version: str) -> int | None:
     except ValueError:
         return None
     return round(at.timestamp() * 1000) if _VERSION.fullmatch(version) else None
-
-
-def _open(url: str | Path) -> tuple[fs.FileSystem, str]:
-    if isinstance(url, Path) or "://" not in url:
-        return fs.LocalFileSystem(), str(Path(url).absolute())
-    try:
-        return fs.FileSystem.from_uri(url)
-    except ArrowInvalid as error:
-        scheme = url.partition("://")[0]  # the rest may hold a secret
-        raise UsageError(f"registry wants a path or a URL that pyarrow knows, got one with {scheme}://") from error
 
 
 @contextmanager

@@ -8,9 +8,23 @@ import secrets
 import shutil
 from pathlib import Path
 
-from pyarrow import fs
+from pyarrow import ArrowInvalid, fs
 
-from stream.errors import CheckpointError
+from stream.errors import CheckpointError, UsageError
+
+
+def open_url(url: str | Path, what: str) -> tuple[fs.FileSystem, str]:
+    """Return the filesystem of a local path or URL and the path in it; raise UsageError for one that none knows.
+
+    what: what it is the place of, for the message.
+    """
+    if isinstance(url, Path) or "://" not in url:
+        return fs.LocalFileSystem(), str(Path(url).absolute())
+    try:
+        return fs.FileSystem.from_uri(url)
+    except ArrowInvalid as error:
+        scheme = url.partition("://")[0]  # the rest may hold a secret
+        raise UsageError(f"{what} wants a path or a URL that pyarrow knows, got one with {scheme}://") from error
 
 
 def local_path(filesystem: fs.FileSystem, path: str) -> Path | None:

@@ -29,8 +29,11 @@ ALERTS = Topic("alerts", retention_ms=90 * _DAY_MS)
 # State of the worker's per-entity fold, written in the transaction of the scores it led to.
 DECISIONS = Topic("decisions", compacted=True)
 DEAD_LETTERS = Topic("dead-letters", retention_ms=30 * _DAY_MS)
+# What a challenger made of a share of the windows, beside the champion's scores.
+SHADOW_SCORES = Topic("shadow-scores")
+MODELS = Topic("models", compacted=True)
 
-ALL = (TELEMETRY, WINDOWS, SCORES, ALERTS, DECISIONS, DEAD_LETTERS)
+ALL = (TELEMETRY, WINDOWS, SCORES, ALERTS, DECISIONS, DEAD_LETTERS, SHADOW_SCORES, MODELS)
 
 
 def topic_name(settings: TopicSettings, topic: Topic) -> str:
@@ -54,7 +57,8 @@ class Use(NamedTuple):
 USES = {
     # It reads notices again that the worker has not got to.
     "windower": Use(reads=(TELEMETRY, WINDOWS), writes=(WINDOWS, DEAD_LETTERS)),
-    "worker": Use(reads=(WINDOWS, DECISIONS), writes=(SCORES, ALERTS, DECISIONS)),
+    "worker": Use(reads=(WINDOWS, DECISIONS), writes=(SCORES, ALERTS, DECISIONS, SHADOW_SCORES)),
+    "models": Use(writes=(MODELS,)),
     "replay": Use(writes=(TELEMETRY,)),
     "alerts": Use(reads=(ALERTS,)),
 }

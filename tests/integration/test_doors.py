@@ -15,10 +15,11 @@ from deploy.alert_reader import read_alerts
 from deploy.replay import send
 from detector.models import Model
 from detector.worker import run_worker
-from stream.contracts import Sample
+from stream.contracts import ModelEvent, Sample
 from stream.errors import AccessError, TelltaleError
 from stream.kafka import consumer_config, make_consumer, watermarks
 from stream.kafka_rights import lacking
+from stream.model_events import announce
 from stream.settings import KafkaSettings, RedisSettings, Settings, TopicSettings
 from stream.topics import ALL, TELEMETRY, USES, WINDOWS, topic_name
 from stream.windower import run_windower
@@ -174,9 +175,13 @@ def alerts_read(settings, stop):
     read_alerts(settings, Console(file=io.StringIO()), follow=False, json_lines=False, stop=stop)
 
 
+def announced(settings, stop):
+    announce(settings, ModelEvent(kind="requested", family="test", at_ms=0))
+
+
 @pytest.mark.parametrize(("service", "right"), RIGHTS, ids=lambda one: str(one).replace("door.", ""))
 def test_a_service_without_one_of_its_kafka_rights_ends_at_once_and_names_it(backlog, service, right):
-    run = {**SERVICES, "replay": replayed, "alerts": alerts_read}[service]
+    run = {**SERVICES, "replay": replayed, "alerts": alerts_read, "models": announced}[service]
     settings = backlog.settings(service)
     with backlog.kafka.without(principal(TOPICS, service), right):
         error = end_of(run, settings)
