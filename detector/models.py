@@ -1,4 +1,4 @@
-"""Which checkpoint scores which family right now. Owns loading, warming and swapping; scores nothing itself.
+"""Which checkpoint scores which family right now. Owns loading, warming and swapping; judges no score.
 
 A new champion is read, verified and warmed in a thread while the old one goes on; `refresh`, called between batches,
 puts it in place. A checkpoint that can't be trusted or does not fit the declared family is refused once, loudly.
@@ -14,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from detector.checkpoint import Bundle, verify_golden
+from detector.decision import WindowView
 from detector.engine import Detector, WindowBatch
 from detector.manifest import EntityCalibration, Manifest
-from detector.registry import Registry
+from detector.registry import ALIASES, Alias, Registry
 from stream.contracts import WindowNotice
 from stream.errors import CheckpointError, TransientError, UsageError
 from stream.metrics import Metrics
 from stream.settings import FamilySettings
+from stream.window_store import Window
 
 _log = structlog.get_logger()
 
@@ -47,13 +49,22 @@ class Model:
         wanted = (geometry.length, geometry.final_delay, self.manifest.interval_ms)
         return (notice.length, notice.final_delay, notice.interval_ms) == wanted
 
+    def score(self, notices: Sequence[WindowNotice], windows: Sequence[Window]) -> list[WindowView]:
+        """Score windows together; windows as the store gives them. Raises FloatingPointError on a NaN score."""
+        values = np.stack([window.values for window in windows])[:, self.columns]
+        batch = WindowBatch([n.entity for n in notices], np.array([n.end_slot for n in notices]), values)
+        recent = max(notice.new_slots + notice.final_delay for notice in notices)
+        scores = self.detector.score(batch, recent)
+        stages = (values[:, self.numeric], scores.provisional, scores.final)
+        return [WindowView(*one) for one in zip(*stages, scores.residual, scores.expected, scores.band, strict=True)]
+
     def calibration(self, entity: str) -> EntityCalibration:
         """Return an entity's calibration, that of unseen entities if training never saw it."""
         return self._calibrations.get(entity, self.manifest.unseen)
 
 
 class Models:
-    """The champions of the declared families."""
+    """The champions of the declared families, and their challengers, which take over without being loaded again."""
 
     def __init__(
         self,
@@ -63,62 +74,83 @@ class Models:
         *,
         device: str = "cpu",
         poll_s: float = 1.0,
+        shadow: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Load nothing yet."""
+        """Load nothing yet. shadow: whether challengers are wanted."""
         self._registry = registry
         self._families = {family.name: family for family in families}
         self._metrics = metrics
         self._device = device
         self._poll_s = poll_s
         self._clock = clock
+        self._aliases: tuple[Alias, ...] = ALIASES if shadow else ("champion",)
         self._polled = float("-inf")
-        self._models: dict[str, Model] = {}
-        self._refused: dict[str, str] = {}
-        self._loading: dict[str, tuple[str, Future[Model]]] = {}
+        self._models: dict[tuple[str, Alias], Model] = {}
+        self._refused: dict[tuple[str, Alias], str] = {}
+        self._loading: dict[tuple[str, Alias], tuple[str, Future[Model]]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="load-model")
 
     def current(self, family: str) -> Model | None:
         """Return the model in use for a family, None while it has none."""
-        return self._models.get(family)
+        return self._models.get((family, "champion"))
+
+    def challenger(self, family: str) -> Model | None:
+        """Return the model that is tried beside the one in use, None while there is none."""
+        return self._models.get((family, "challenger"))
+
+    def drop_challenger(self, family: str, reason: str) -> None:
+        """Try this challenger no longer; the next one gets its chance."""
+        dropped = self._models.pop((family, "challenger"))
+        version = self._refused[family, "challenger"] = dropped.manifest.version
+        self._metrics.challengers_dropped.labels(family).inc()
+        _log.error("challenger dropped; the champion goes on", family=family, version=version, reason=reason)
 
     def refresh(self, *, wait: bool = False) -> None:
-        """Put finished loads in place and start loading new champions; with `wait`, finish all of it now."""
+        """Put finished loads in place and start loading what is new; with `wait`, finish all of it now."""
         if wait or self._clock() - self._polled >= self._poll_s:
             self._polled = self._clock()
             for family in self._families:
-                self._look(family)
-        for family, (version, future) in list(self._loading.items()):
+                for alias in self._aliases:
+                    self._look(family, alias)
+        for (family, alias), (version, future) in list(self._loading.items()):
             if wait or future.done():
-                del self._loading[family]
-                self._finish(family, version, future)
+                del self._loading[family, alias]
+                self._finish(family, alias, version, future)
 
     def close(self) -> None:
         """Stop loading."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _look(self, family: str) -> None:
+    def _look(self, family: str, alias: Alias) -> None:
         try:
-            version = self._registry.alias(family, "champion")
+            version = self._registry.alias(family, alias)
         except (TransientError, CheckpointError) as error:
             _log.warning("the registry can't be read; the model in use goes on", family=family, error=str(error))
             return
-        present = self._models.get(family)
-        known = {self._refused.get(family), present and present.manifest.version}
-        if version is not None and version not in known and family not in self._loading:
-            self._loading[family] = version, self._thread.submit(self._load, family, version)
+        place = family, alias
+        present = self._models.get(place)
+        known = {self._refused.get(place), present and present.manifest.version}
+        if version is not None and version not in known and place not in self._loading:
+            tried = self._models.get((family, "challenger"))
+            self._loading[place] = version, self._thread.submit(self._load, family, version, tried)
+        if alias == "challenger" and present is not None and version != present.manifest.version:
+            del self._models[place]
 
-    def _finish(self, family: str, version: str, future: "Future[Model]") -> None:
-        before = self._models.get(family)
+    def _finish(self, family: str, alias: Alias, version: str, future: "Future[Model]") -> None:
+        before = self._models.get((family, alias))
         try:
-            self._models[family] = future.result()
+            self._models[family, alias] = future.result()
         except (CheckpointError, UsageError) as error:  # UsageError: what the alias names is no version
-            self._refused[family] = version
+            self._refused[family, alias] = version
             self._metrics.model_swaps.labels("refused").inc()
             _log.error("checkpoint refused; the old model goes on", family=family, version=version, reason=str(error))
             return
         except TransientError as error:
             _log.warning("checkpoint can't be read yet", family=family, version=version, error=str(error))
+            return
+        if alias == "challenger":
+            _log.info("challenger in use beside the champion", family=family, version=version)
             return
         if before is not None:
             self._metrics.model_info.labels(family, before.manifest.version).set(0)
@@ -126,7 +158,9 @@ class Models:
         self._metrics.model_swaps.labels("done").inc()
         _log.info("model in use", family=family, version=version, before=before and before.manifest.version)
 
-    def _load(self, family: str, version: str) -> Model:
+    def _load(self, family: str, version: str, tried: Model | None) -> Model:
+        if tried is not None and tried.manifest.version == version:
+            return tried
         bundle = self._registry.read(family, version)
         columns = fit_columns(self._families[family], bundle.manifest)
         return Model(prove(bundle, self._device), columns)

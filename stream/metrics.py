@@ -62,6 +62,8 @@ class Metrics:
         self.inference_batch = histogram("inference_batch_windows", "Windows in one pass of the network", _WINDOWS)
         self.model_info = gauge("model_info", "1 for the checkpoint in use", "family", "version")
         self.model_swaps = counter("model_swaps", "Changes of the checkpoint in use", "result")
+        self.shadow_windows = counter("shadow_windows", "Windows that a challenger scored beside the champion")
+        self.challengers_dropped = counter("challengers_dropped", "Challengers given up by this worker", "family")
         self.entities_active = gauge("entities_active", "Entities this process keeps state of")
         self.rebalances = counter("rebalances", "Partitions gained or lost")
         self.window_rebuilds = counter("window_rebuilds", "Partitions whose windows were rebuilt from Kafka", "cause")
