@@ -63,6 +63,8 @@ class Metrics:
         self.model_info = gauge("model_info", "1 for the checkpoint in use", "family", "version")
         self.model_swaps = counter("model_swaps", "Changes of the checkpoint in use", "result")
         self.shadow_windows = counter("shadow_windows", "Windows that a challenger scored beside the champion")
+        self.model_decisions = counter("model_decisions", "Decisions of the retrainer about models", "family", "kind")
+        self.families_owned = gauge("families_owned", "Families whose models this retrainer looks after")
         self.challengers_dropped = counter("challengers_dropped", "Challengers given up by this worker", "family")
         self.entities_active = gauge("entities_active", "Entities this process keeps state of")
         self.rebalances = counter("rebalances", "Partitions gained or lost")

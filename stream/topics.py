@@ -32,8 +32,9 @@ DEAD_LETTERS = Topic("dead-letters", retention_ms=30 * _DAY_MS)
 # What a challenger made of a share of the windows, beside the champion's scores.
 SHADOW_SCORES = Topic("shadow-scores")
 MODELS = Topic("models", compacted=True)
+DRIFT = Topic("drift", retention_ms=365 * _DAY_MS)
 
-ALL = (TELEMETRY, WINDOWS, SCORES, ALERTS, DECISIONS, DEAD_LETTERS, SHADOW_SCORES, MODELS)
+ALL = (TELEMETRY, WINDOWS, SCORES, ALERTS, DECISIONS, DEAD_LETTERS, SHADOW_SCORES, MODELS, DRIFT)
 
 
 def topic_name(settings: TopicSettings, topic: Topic) -> str:
@@ -58,6 +59,7 @@ USES = {
     # It reads notices again that the worker has not got to.
     "windower": Use(reads=(TELEMETRY, WINDOWS), writes=(WINDOWS, DEAD_LETTERS)),
     "worker": Use(reads=(WINDOWS, DECISIONS), writes=(SCORES, ALERTS, DECISIONS, SHADOW_SCORES)),
+    "retrainer": Use(reads=(MODELS, DRIFT, SCORES, SHADOW_SCORES, ALERTS), writes=(MODELS,)),
     "models": Use(writes=(MODELS,)),
     "replay": Use(writes=(TELEMETRY,)),
     "alerts": Use(reads=(ALERTS,)),
