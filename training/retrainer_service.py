@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,6 @@ from detector.registry import Registry
 from stream.contracts import Alert, ModelEvent
 from stream.errors import CheckpointError, TelltaleError, TransientError
 from stream.kafka import (
-    NO_GROUP,
     Record,
     consumer_config,
     make_admin,
@@ -30,6 +30,7 @@ from stream.kafka import (
     wait_until,
 )
 from stream.kafka_access import Right, failure
+from stream.kafka_rights import lacking
 from stream.metrics import Health, Metrics, MetricsServer
 from stream.model_events import announce
 from stream.settings import Settings
@@ -90,7 +91,7 @@ class Claims:
             raise self._failure(error.args[0]) from error
         for message in messages:
             told = message.error()
-            if told is not None and not told.retriable() and told.code() not in NO_GROUP:
+            if told is not None and not told.retriable():
                 raise self._failure(told)
         return [to_record(message) for message in messages if message.error() is None]
 
@@ -188,15 +189,9 @@ def run_retrainer(settings: Settings, stop: threading.Event) -> None:
     metrics, health = Metrics(), Health(settings.metrics.liveness_s)
     retraining, observations = settings.retraining, Observations(settings.topics)
     jobs = ProcessJobs(Path(retraining.work_dir), retraining.timeout_minutes * 60)
-    with MetricsServer(settings.metrics, metrics, health):
-        wait_for_broker(settings.kafka, stopping=stop.is_set)
-        admin = make_admin(settings.kafka)
-        wait_until(
-            lambda: ensure_topics(admin, settings.topics, service="retrainer"),
-            settings.kafka.reconnect_deadline_s,
-            "topics",
-            stop.is_set,
-        )
+    with ExitStack() as cleanup:
+        cleanup.enter_context(MetricsServer(settings.metrics, metrics, health))
+        _prepare_topics(settings, stop)
         retrainer = Retrainer(
             settings,
             Registry(settings.registry),
@@ -206,14 +201,24 @@ def run_retrainer(settings: Settings, stop: threading.Event) -> None:
             announce=lambda event: announce(settings, event),
             metrics=metrics,
         )
-        claims, feed = Claims(settings), Feed(settings, observations)
-        service = Service(settings, claims, feed, retrainer, metrics)
-        try:
-            _loop(service, settings, health, stop.is_set)
-        finally:
-            claims.close()
-            jobs.close()
-            feed.close()
+        cleanup.callback(jobs.close)
+        feed = Feed(settings, observations)
+        cleanup.callback(feed.close)
+        claims = Claims(settings)
+        cleanup.callback(claims.close)
+        _log.info("started", service="retrainer", families=[family.name for family in settings.families])
+        _loop(Service(settings, claims, feed, retrainer, metrics), settings, health, stop.is_set)
+    _log.info("stopped", service="retrainer")
+
+
+def _prepare_topics(settings: Settings, stop: threading.Event) -> None:
+    """Wait for a broker and the topics; raise AccessError for a right that would be missed only with a decision."""
+    wait_for_broker(settings.kafka, stopping=stop.is_set)
+    admin, deadline_s = make_admin(settings.kafka), settings.kafka.reconnect_deadline_s
+    wait_until(lambda: ensure_topics(admin, settings.topics, service="retrainer"), deadline_s, "topics", stop.is_set)
+    if missing := lacking(settings.kafka, "Write", [topic_name(settings.topics, MODELS)]):
+        refused = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        raise failure(refused, "decisions could not be announced", missing)
 
 
 def _loop(service: Service, settings: Settings, health: Health, stopping: Callable[[], bool]) -> None:

@@ -30,6 +30,7 @@ from tests.faults.recorded import GEOMETRY, answer_of, assert_is_offline, record
 from tests.pipeline import WAIT_S, make_settings, publish, running, wait_for
 from tests.secured import ADMIN, CANARY, SecuredKafka, make_certificates, secured_kafka
 from tests.secured_redis import SecuredRedis, secured_redis
+from training.retrainer_service import run_retrainer
 
 TOPICS = TopicSettings(prefix="door.", partitions=2)
 REDIS = RedisSettings(prefix="door")
@@ -179,9 +180,14 @@ def announced(settings, stop):
     announce(settings, ModelEvent(kind="requested", family="test", at_ms=0))
 
 
+VERBS = {"replay": replayed, "alerts": alerts_read, "models": announced, "retrainer": run_retrainer}
+
+
 @pytest.mark.parametrize(("service", "right"), RIGHTS, ids=lambda one: str(one).replace("door.", ""))
 def test_a_service_without_one_of_its_kafka_rights_ends_at_once_and_names_it(backlog, service, right):
-    run = {**SERVICES, "replay": replayed, "alerts": alerts_read, "models": announced}[service]
+    run = {**SERVICES, "replay": replayed, "alerts": alerts_read, "models": announced, "retrainer": run_retrainer}[
+        service
+    ]
     settings = backlog.settings(service)
     with backlog.kafka.without(principal(TOPICS, service), right):
         error = end_of(run, settings)
