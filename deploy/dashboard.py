@@ -129,6 +129,10 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel("In use", (("sum by (family, version) (telltale_model_info)", ""),), kind="table"),
             Panel("Changes per minute", (rate("model_swaps", "result", unit_s=60),)),
+            Panel("Decisions per minute", (rate("model_decisions", "family", "kind", unit_s=60),)),
+            Panel("Families looked after", (total("families_owned", "service"),)),
+            Panel("Windows in shadow", (rate("shadow_windows"),), "cps"),
+            Panel("Challengers dropped per minute", (rate("challengers_dropped", "family", unit_s=60),)),
             Panel("Windows without a model per minute", ((rate("unscored_windows", unit_s=60)[0], "unscored"),)),
         ),
     ),

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +34,10 @@ _log = structlog.get_logger(__name__)
 _ENTITY_TABLE = "condition.entity.weight"
 
 
+# Gives the rows of a job's family from `start_ms` up to `at_ms`, without those excluded.
+Reader = Callable[[Job], Dataset]
+
+
 class Champion(NamedTuple):
     """The model in force, read and ready to score."""
 
@@ -41,15 +45,16 @@ class Champion(NamedTuple):
     model: Model
 
 
-def make_model(job: Job, folder: Path) -> Outcome:
+def make_model(job: Job, folder: Path, read: Reader | None = None) -> Outcome:
     """Train on all rows but the newest, publish, read back, and measure on the newest beside the champion.
 
+    read: where the rows come from, `read_rows` if left out.
     Goes on where an interrupted call of the same job stopped: in the midst of training, or behind the publication.
     Raises UsageError for too little data, FloatingPointError for a loss that is no number.
     """
     torch.set_num_threads(job.settings.threads)
     job = msgspec.structs.replace(job, device=choose_device(job.device))
-    registry, dataset = Registry(job.registry), read_rows(job)
+    registry, dataset = Registry(job.registry), (read or read_rows)(job)
     champion = load_champion(registry, job)
     if champion is not None:
         dataset = fit_dataset(dataset, champion.model)

@@ -24,6 +24,7 @@ def settings(tmp_path: Path, kafka_bootstrap: str, redis_url: str, topic_prefix:
         "data": str(data),
         "work_dir": str(tmp_path / "work"),
         "minutes": 0.05,
+        "nice": 0,
         "minimum_rows": 500,
         "history_days": 10_000.0,
         "shadow_share": 0.0,
@@ -58,7 +59,7 @@ def test_two_retrainers_train_a_model_once_and_tell_of_every_decision(settings: 
 
     with running(settings, run_retrainer, run_second):
         request(settings, registry, "waves", said.append)
-        wait_for(lambda: [e.kind for e in registry.history("waves")][-1:] == ["kept"], "the end of probation", 120.0)
+        wait_for(lambda: [e.kind for e in registry.history("waves")][-1:] == ["kept"], "the end of probation", 300.0)
     history = registry.history("waves")
     assert [event.kind for event in history] == [
         "requested",
