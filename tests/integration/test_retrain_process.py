@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from detector.registry import Registry
-from stream.retraining_settings import RetrainingSettings
+from stream.retraining_settings import GateSettings, RetrainingSettings
 from tests.pipeline import wait_for
-from tests.unit.training.test_new_model import AFTER_MS, DATA, FAMILY, write
+from tests.unit.training.test_new_model import AFTER_MS, FAMILY, recent_waves, write
 from training.retrain_job import ORPHANED, OUTCOME, Job
 from training.retrain_process import ProcessJobs
 from training.retraining import Outcome
@@ -19,14 +19,17 @@ from training.train_state import STATE_FILE
 
 @pytest.fixture
 def jobs(tmp_path):
-    jobs = ProcessJobs(tmp_path / "work", 120.0)
+    jobs = ProcessJobs(tmp_path / "work", 300.0)
     yield jobs
     jobs.close()
 
 
 def job(tmp_path: Path, **settings: object) -> Job:
-    data = write(tmp_path / "waves.parquet", DATA)
-    retraining = RetrainingSettings(data=str(data), minutes=0.1, minimum_rows=500, history_days=10_000.0, nice=0)
+    data = write(tmp_path / "waves.parquet", recent_waves(700, 600))
+    gates = GateSettings(entities=1)
+    retraining = RetrainingSettings(
+        data=str(data), gates=gates, minutes=0.1, minimum_rows=300, history_days=10_000.0, nice=0
+    )
     return Job(
         registry=str(tmp_path / "registry"),
         family=FAMILY.model_dump(),
@@ -47,7 +50,7 @@ def end_of(jobs: ProcessJobs, one: Job) -> Outcome:
         found.extend([outcome] if outcome else [])
         return bool(found)
 
-    wait_for(ended, "the end of training", 120.0)
+    wait_for(ended, "the end of training", 300.0)
     return found[0]
 
 
@@ -58,7 +61,7 @@ def test_a_process_that_is_killed_is_gone_on_with_and_publishes_once(jobs, tmp_p
     wait_for(state.exists, "a state to go on from")
     jobs.stop("waves")
     assert Registry(tmp_path / "registry").versions("waves") == []
-    other = ProcessJobs(tmp_path / "work", 120.0)
+    other = ProcessJobs(tmp_path / "work", 300.0)
     outcome = end_of(other, one)
     other.close()
     assert Registry(tmp_path / "registry").versions("waves") == [outcome.version]

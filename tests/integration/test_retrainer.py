@@ -13,23 +13,23 @@ from stream.kafka import make_admin
 from stream.settings import Settings, load_settings
 from stream.topics import MODELS, ensure_topics
 from tests.pipeline import read_all, running, wait_for
-from tests.unit.training.test_new_model import DATA, FAMILY, write
+from tests.unit.training.test_new_model import FAMILY, recent_waves, write
 from training.retrainer_service import run_retrainer
 
 
 @pytest.fixture
 def settings(tmp_path: Path, kafka_bootstrap: str, redis_url: str, topic_prefix: str) -> Settings:
-    data = write(tmp_path / "waves.parquet", DATA)
+    data = write(tmp_path / "waves.parquet", recent_waves(700, 600))
     retraining = {
         "data": str(data),
         "work_dir": str(tmp_path / "work"),
-        "minutes": 0.05,
+        "minutes": 0.02,
         "nice": 0,
-        "minimum_rows": 500,
+        "minimum_rows": 300,
         "history_days": 10_000.0,
         "shadow_share": 0.0,
         "probation_minutes": 0.02,
-        "gates": {"detection_least": 0.0, "alarm_rate_most": 1.0, "error_most": 100.0},
+        "gates": {"entities": 1, "detection_least": 0.0, "alarm_rate_most": 1.0, "error_most": 100.0},
     }
     settings = load_settings(
         registry=str(tmp_path / "registry"),
