@@ -9,6 +9,7 @@ ARGS ?=
 # same version from PyTorch's own index instead: a tenth of the download, but no hash to check.
 TORCH_BACKEND ?=
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+INTO_PEERS := $(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --require-hashes
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements/torch.txt)
 
 .PHONY: help setup check test chaos faults soak fuzz bench bench-check demo paper results peers lock clean
@@ -74,11 +75,13 @@ results: setup ## Measure detector and opponents on the data in TELLTALE_DATA, t
 	@test -n "$(TELLTALE_DATA)" || { echo "TELLTALE_DATA wants the folder with SMAP_train.parquet and so on" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.quality --data "$(TELLTALE_DATA)" --minutes 15 --out results.json $(ARGS)
 
-peers: $(PEERS)/.installed ## Make .venv-peers, whose stream libraries `telltale bench ingest` is compared with.
+peers: $(PEERS)/.installed ## Make .venv-peers, whose libraries the benchmarks are compared with.
 
-$(PEERS)/.installed: requirements/peers.txt | setup
+# torch first: lrnnx is built with it. TORCH_BACKEND is not heeded: opponents get the build that is pinned by hash.
+$(PEERS)/.installed: requirements/peers.txt requirements/torch.txt | setup
 	$(PYTHON) -m venv $(PEERS)
-	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --require-hashes -r requirements/peers.txt
+	$(INTO_PEERS) -r requirements/torch.txt
+	$(INTO_PEERS) --no-build-isolation-package lrnnx -r requirements/peers.txt
 	@touch $@
 
 lock: setup ## Compile requirements/*.in to pinned files with hashes.

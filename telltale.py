@@ -52,6 +52,13 @@ def _in_a_folder(path: Path | None) -> Path | None:
     return path
 
 
+def _there(data: str) -> str:
+    """Refuse a path that is not there; whether a URL is there, its storage says."""
+    if "://" not in data and not Path(data).exists():
+        raise typer.BadParameter(f"there is no {data}")
+    return data
+
+
 JsonFile = Annotated[
     Path | None,
     typer.Option("--json", help="Write one JSON object with the figures.", callback=_in_a_folder, dir_okay=False),
@@ -176,10 +183,21 @@ def retrain(name: Annotated[str, typer.Argument(help="Family.")], registry: Othe
 
 
 @app.command()
+def archiver() -> None:
+    """Serve: telemetry into the Parquet archive, each row once."""
+    from stream.archiver import run_archiver
+
+    _serve(run_archiver)
+
+
+@app.command()
 def train(
-    data: DataFile,
+    data: Annotated[
+        str, typer.Option(help="Parquet file of telemetry, or folder or URL of an archive.", callback=_there)
+    ],
     registry: RegistryPath,
-    name: Annotated[str, typer.Option(help="Family, and name of its model.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model; the family's if left out.")] = None,
+    family: Annotated[str | None, typer.Option(help="Family; the model's name if left out.")] = None,
     preset: Annotated[str, typer.Option(help="small (CPU) or paper (GPU).")] = "small",
     minutes: Annotated[float, typer.Option(help="Time budget of the training loop.", min=0.01)] = 5.0,
     seed: Seed = 0,
@@ -194,16 +212,18 @@ def train(
     """Train a model and publish it as a new version."""
     from detector.models import choose_device
     from detector.registry import Registry, check_name
-    from training.datasets import read_dataset, warn_of_still_channels
+    from training.archive import read_any
+    from training.datasets import warn_of_still_channels
     from training.parallel import joined
     from training.publish import publish_trained
     from training.trainer import train as fit
 
     settings = load_settings(registry=registry)
-    family = next((family for family in settings.families if family.name == check_name(name)), None)
-    dataset = read_dataset(data, interval_ms=_interval_ms(interval) or (family.interval_ms if family else None))
-    if family is not None:
-        _check_fits(family, dataset)
+    name = check_name(_either(name, family))
+    declared = next((one for one in settings.families if one.name == (family or name)), None)
+    dataset = read_any(data, declared or family or name, interval_ms=_interval_ms(interval))
+    if declared is not None:
+        _check_fits(declared, dataset)
     warn_of_still_channels(dataset, data)
     target, device = Registry(registry), choose_device(settings.worker.device)
     with joined(device) as ranks, _bar(f"training {name}") as show:
@@ -217,7 +237,7 @@ def train(
             preset=preset,
             minutes=minutes,
             seed=seed,
-            geometry=family.geometry if family else None,
+            geometry=declared.geometry if declared else None,
             state_folder=resume,
             device=device,
             ranks=ranks,
@@ -464,6 +484,14 @@ def bench_growth(json: JsonFile = None) -> None:
     _write_json(json, run(out))
 
 
+@bench_app.command("archive")
+def bench_archive(json: JsonFile = None) -> None:
+    """Measure the archiver without a broker: rows per second and core written, merged and read, bytes a row."""
+    from benchmarks.archive import run
+
+    _write_json(json, run(out))
+
+
 @bench_app.command("inference")
 def bench_inference(
     data: Annotated[
@@ -616,7 +644,7 @@ def _command_line() -> str:
 
 def _serve(run: Callable[[Settings, threading.Event], None]) -> None:
     settings = _located()
-    with stop_on_signals() as stop:
+    with stop_on_signals(settings.stop_deadline_s) as stop:
         run(settings, stop)
 
 
@@ -658,6 +686,12 @@ def _check_fits(family: FamilySettings, dataset: "Dataset") -> None:
         raise UsageError(
             f"declared family {family.name} has interval_ms {family.interval_ms}, the data {dataset.interval_ms}"
         )
+
+
+def _either(name: str | None, family: str | None) -> str:
+    if (given := name or family) is None:
+        raise UsageError("--name or --family is wanted")
+    return given
 
 
 def _rate(text: str) -> float | None:

@@ -84,7 +84,8 @@ class InferenceReport(msgspec.Struct, frozen=True, kw_only=True):
     rows_per_s: what is shipped, end to end from rows in memory to judged scores, every row in two windows, over all
     families with one numeric channel. rows_per_s_live: the same at the live hop. rows_per_s_one_start: one start and
     no companions. values_per_s: numeric values of the family that has most. ap_..., l1_...: means over the families
-    with one numeric channel; ap_fast and ap_paper are of the same entities.
+    with one numeric channel; ap_fast (what ships), ap_one_step (one start and timestep) and ap_paper are of the same
+    entities.
     """
 
     rows_per_s: float
@@ -96,6 +97,7 @@ class InferenceReport(msgspec.Struct, frozen=True, kw_only=True):
     values_per_s: float
     speedup_vs_paper_sampler: float
     ap_fast: float | None
+    ap_one_step: float | None
     ap_paper: float | None
     l1_fast: float
     l1_paper: float
@@ -219,6 +221,7 @@ def _report(
         values_per_s=max(case.values_per_s for case in cases if case.name == ONE_START),
         speedup_vs_paper_sampler=min(paper.speedup for paper in few),
         ap_fast=_mean([paper.ap_fast for paper in few]),
+        ap_one_step=_mean([paper.ap_one_step for paper in few]),
         ap_paper=_mean([paper.ap for paper in few]),
         l1_fast=round(float(np.mean([paper.l1_fast for paper in few])), 4),
         l1_paper=round(float(np.mean([paper.l1 for paper in few])), 4),

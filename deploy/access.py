@@ -12,7 +12,7 @@ from stream.topics import ALL, USES, group_name, topic_config, topic_name
 from stream.window_store import READER_COMMANDS, WRITER_COMMANDS
 
 # Services that join a group under its name and commit transactions.
-_TRANSACTIONAL = ("windower", "worker")
+_TRANSACTIONAL = ("windower", "worker", "archiver")
 _REDIS_COMMANDS = {"windower": WRITER_COMMANDS, "worker": READER_COMMANDS}
 _OPTIONS = {"topic": "--topic", "group": "--group", "transactional id": "--transactional-id"}
 

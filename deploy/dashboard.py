@@ -136,6 +136,29 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel("Windows without a model per minute", ((rate("unscored_windows", unit_s=60)[0], "unscored"),)),
         ),
     ),
+    (
+        "Archive",
+        (
+            Panel("Rows archived", (rate("archived_rows", "family"),), "cps"),
+            Panel(
+                "Rows that wait to be written",
+                (("max(telltale_archive_flush_age_seconds)", "oldest"),),
+                "s",
+                help="Grows beyond archive.flush_s while the storage can't be written.",
+            ),
+            Panel("Memory of rows that wait", (total("archive_buffer_bytes", "service"),), "bytes"),
+            Panel("Size", (("max(telltale_archive_size_bytes)", "all files"),), "bytes"),
+            Panel(
+                "Written and removed",
+                (
+                    (rate("archive_written_bytes", "cause")[0], "written by {{cause}}"),
+                    (rate("archive_removed_bytes", "cause")[0], "removed by {{cause}}"),
+                ),
+                "Bps",
+            ),
+            Panel("Time of a flush", quantiles("archive_flush_seconds"), "s"),
+        ),
+    ),
 )
 
 

@@ -19,8 +19,8 @@ from pyarrow import fs
 from safetensors import SafetensorError
 
 from detector.manifest import COMPANION_VIEWS, SCHEMA_VERSION, FileEntry, Manifest
-from detector.storage import read_file, write_folder
 from stream.errors import CheckpointError
+from stream.storage import read_file, write_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

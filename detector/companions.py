@@ -6,6 +6,8 @@ and a channel that stands still, or shakes, is odd while every single value is n
 threshold; `training.companions` fits it.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -49,18 +51,26 @@ class Companions(nn.Module):
         self._activity = config.activity
 
     def forward(
-        self, x: Tensor, valid: Tensor, row: Tensor, own_slots: Tensor | None = None, *, first: int = 0
+        self,
+        x: Tensor,
+        valid: Tensor,
+        row: Tensor,
+        own_slots: Tensor | None = None,
+        *,
+        first: int = 0,
+        ends: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor]:
         """Return residuals and expected values of the views from position `first` on, each (3, B, C, L - first).
 
         In scaled units. The activity's residual is a difference of logarithms, and it expects the mean around a slot.
 
         x: (B, C, L), 0 where missing. valid: boolean, same shape. row: (B,) of the entities. own_slots: (B, L), given
-        for training data: windows that overlap a slot's own don't count as its neighbours.
+        for training data: windows that overlap a slot's own don't count as its neighbours. ends: slots that the windows
+        end at, where known: what two of them share that follow each other is searched for once.
         """
         filled = fill_gaps(x, valid)
         predicted = self._predict(filled, row, first)
-        distance, nearest = self._nearest(filled, row, own_slots, first)
+        distance, nearest = self._nearest(filled, row, own_slots, first, ends)
         log_deviation, mean = activity(x, valid, self._activity, first)
         unusual = (log_deviation - self.usual_activity[row][..., None]).abs()
         off = (x[..., first:] - predicted).abs()
@@ -73,16 +83,24 @@ class Companions(nn.Module):
         predicted = F.conv1d(past.flatten(0, 1)[None], kernel, groups=len(kernel))
         return predicted.view(*filled.shape[:2], -1) + self.intercept[row][..., None]
 
-    def _nearest(self, filled: Tensor, row: Tensor, own_slots: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
+    def _nearest(
+        self, filled: Tensor, row: Tensor, own_slots: Tensor | None, first: int, ends: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         """Return the root mean square distance to the nearest training window by channel, and its middle value."""
         size = self.windows.shape[-1]
         padded = F.pad(_reach_back(filled, size // 2, first), (0, size - 1 - size // 2), mode="replicate")
         around = padded.unfold(-1, size, 1).transpose(1, 2)  # (B, n, C, W)
         place = torch.empty(around.shape[:2], dtype=torch.int64, device=filled.device)
+        repeated = _repeated(around, row.tolist(), ends)
         for entity in set(row.tolist()):  # one search for all windows of an entity
-            own = row == entity
-            slots = None if own_slots is None else own_slots[own, first:].flatten()
-            place[own] = self._search(around[own].flatten(0, 1).flatten(1), entity, slots).view(-1, around.shape[1])
+            new = (row == entity)[:, None].expand_as(place).clone()
+            for index, (_, same) in repeated.items():
+                new[index, : len(same)] &= ~same
+            slots = None if own_slots is None else own_slots[:, first:][new]
+            place[new] = self._search(around[new].flatten(1), entity, slots)
+        for index, (shift, same) in repeated.items():
+            known = place[index, : len(same)]
+            known.copy_(place[index - 1, shift:].where(same, known))
         nearest = self.windows[row[:, None], place]  # (B, n, C, W)
         distance = (around - nearest).square().mean(-1).sqrt()  # (B, n, C)
         return distance.transpose(1, 2), nearest[..., size // 2].transpose(1, 2)
@@ -99,6 +117,21 @@ class Companions(nn.Module):
                 closeness = closeness.masked_fill(apart < self.windows.shape[-1], -torch.inf)
             found.append(largest_of_each_column(closeness))
         return torch.cat(found)
+
+
+def _repeated(around: Tensor, row: Sequence[int], ends: Sequence[int]) -> dict[int, tuple[int, Tensor]]:
+    """Find windows that begin inside the one before them: how far behind it they end, and which queries they share.
+
+    around: (B, n, C, W). A shared query stands `shift` places later in the window before; n - shift of them may. Near
+    the windows' ends and behind gaps they can differ, so the values decide.
+    """
+    found, size = dict[int, tuple[int, Tensor]](), around.shape[1]
+    for index in range(1, len(ends)):
+        shift = ends[index] - ends[index - 1]
+        if row[index] == row[index - 1] and 0 < shift < size:
+            same = (around[index, : size - shift] == around[index - 1, shift:]).flatten(1).all(1)
+            found[index] = shift, same
+    return found
 
 
 def largest_of_each_column(values: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Owns what lies between the network and `WindowScores`. Knows neither network nor
 the newest n slots of the windows only, the ones that the wanted scores rest on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ _SCALE_PER_SIGMA = 1.4007
 class Inputs:
     """Windows in the network's terms: x, valid (B, C, L), commands (B, K, L), entity (B,), starts (S,).
 
-    noise: (S, B, C, L).
+    noise: (S, B, C, L). ends: the windows' end slots.
     """
 
     x: Tensor
@@ -34,6 +35,7 @@ class Inputs:
     entity: Tensor
     starts: Tensor
     noise: Tensor
+    ends: Sequence[int]
 
     def x_in(self) -> Tensor:
         """Return what the network may see of x."""
@@ -83,7 +85,9 @@ class Comparison:
         expected = expected[..., first:]
         residual = (inputs.x[..., first:] - expected).abs()
         if self._companions is not None:
-            distance, elsewhere = self._companions(inputs.x, inputs.valid, inputs.row, own_slots, first=first)
+            distance, elsewhere = self._companions(
+                inputs.x, inputs.valid, inputs.row, own_slots, first=first, ends=inputs.ends
+            )
             residual, expected = torch.cat([residual, distance]), torch.cat([expected, elsewhere])
         return Views(inputs.valid[..., first:], inputs.row, residual, expected)
 

@@ -1,4 +1,4 @@
-"""From the scores of a window to score blocks: which slots, which threshold, how improbable. Pure: no store, no clock.
+"""From the scores of a window to a decision: which slots, which threshold, how improbable. Pure: no store, no clock.
 
 The three-sigma rule is kept on the entity's own scores so far (paper, section 4.2, read causally): mean and variance
 start from training data and follow the scored series. An entity that was followed for less than `learning` slots is
@@ -13,25 +13,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.blocks import Judged, WindowView, block_of, evidence_at
 from detector.floor import Floor, floor_deviations, floor_rule, follow_floor, start_floor
 from detector.levels import NO_SCORES, Level, follow_level
 from detector.manifest import EntityCalibration, Manifest, Moments, Tail
-from detector.rounding import nullable
-from stream.contracts import ChannelEvidence, ModelRef, ScoreBlock, Stage, WindowNotice
+from stream.contracts import ChannelEvidence, ScoreBlock, Stage, WindowNotice
 
-EVIDENCE_CHANNELS = 3
 _SMALLEST_P = 1e-12
-
-
-class WindowView(NamedTuple):
-    """One scored window. values, residual, expected, band: (C, L) of the numeric channels; see `WindowScores`."""
-
-    values: NDArray[np.float32]
-    provisional: NDArray[np.float32]
-    final: NDArray[np.float32]
-    residual: NDArray[np.float32]
-    expected: NDArray[np.float32]
-    band: NDArray[np.float32]
 
 
 class SeriesMoments(msgspec.Struct, frozen=True):
@@ -70,6 +58,13 @@ class Hit(NamedTuple):
     commands: tuple[str, ...] = ()
 
 
+class Verdict(NamedTuple):
+    """How the new slots of a window are judged, a stage that has none left out, and what was learned from them."""
+
+    judged: list[Judged]
+    moments: SeriesMoments
+
+
 class Decision(NamedTuple):
     """What one window says."""
 
@@ -100,14 +95,31 @@ def sigmas_in_force(manifest: Manifest, stage: Stage, floor: Floor | None) -> fl
 def decide(
     manifest: Manifest, numeric: Sequence[str], notice: WindowNotice, view: WindowView, moments: SeriesMoments
 ) -> Decision:
-    """Judge the slots that a window scores for the first time and those whose score it makes final."""
-    learning = moments.followed < manifest.decision.learning
+    """Say what `judge` finds in a window as records, with the channels that speak for it."""
+    learning = _is_learning(manifest, moments)
+    verdict = judge(manifest, notice, view, moments)
     blocks: list[ScoreBlock] = []
     hits: list[Hit] = []
+    for judged in verdict.judged:
+        peak = int(np.where(np.isnan(judged.scores), -np.inf, judged.scores).argmax())
+        known = not np.isnan(judged.scores[peak])
+        position = judged.first + peak - (notice.end_slot - notice.length + 1)
+        evidence = evidence_at(numeric, view, position) if known else []
+        p_values = tail_probability(tail_of(manifest, judged.stage), judged.z)
+        blocks.append(block_of(manifest, notice, judged, p_values, evidence, learning=learning))
+        hits += _hits(judged, peak, p_values, evidence)
+    return Decision(blocks, hits, verdict.moments)
+
+
+def judge(manifest: Manifest, notice: WindowNotice, view: WindowView, moments: SeriesMoments) -> Verdict:
+    """Judge the slots that a window scores for the first time and those whose score it makes final."""
+    learning = _is_learning(manifest, moments)
+    found: list[Judged] = []
     levels: list[Level] = []
     floors: list[Floor | None] = []
+    followed = moments.followed
     for part in _parts(manifest, notice, view, moments):
-        judged = _judge(manifest, notice, part, learning=learning)
+        judged = _judge(notice, part, learning=learning)
         if judged is None:
             levels.append(part.level)
             floors.append(part.floor)
@@ -115,43 +127,19 @@ def decide(
         level = follow_level(part.level, judged.scores, manifest.decision, alarmed=bool(judged.preds.any()))
         levels.append(level)
         floors.append(part.floor if learning else _follow(manifest, part, judged.z))
-        evidence = _evidence(numeric, view, judged.peak_position)
-        blocks.append(_block(manifest, notice, judged, evidence, learning=learning))
-        hits += _hits(judged, evidence, adapted=level.adapted)
+        found.append(judged._replace(adapted=level.adapted))
+        if part.stage == "provisional":
+            followed += int(np.count_nonzero(judged.z == judged.z))
     provisional, final = levels
-    followed = moments.followed + sum(len(b.scores) - b.scores.count(None) for b in blocks if b.stage == "provisional")
     after = SeriesMoments(
         manifest.version, provisional.moments, final.moments, followed, provisional.stretch, final.stretch, *floors
     )
-    return Decision(blocks, hits, after)
+    return Verdict(found, after)
 
 
-def unscored(notice: WindowNotice) -> list[ScoreBlock]:
-    """Report the slots of a window that can't be scored for want of a model, as gaps."""
-    fronts: tuple[tuple[Stage, int], ...] = (
-        ("provisional", notice.end_slot),
-        ("final", notice.end_slot - notice.final_delay),
-    )
-    spans = [(stage, max(last - notice.new_slots + 1, notice.first_slot), last) for stage, last in fronts]
-    return [
-        ScoreBlock(
-            entity=notice.entity,
-            family=notice.family,
-            stage=stage,
-            start_slot=first,
-            ts_ms=first * notice.interval_ms,
-            interval_ms=notice.interval_ms,
-            scores=[None] * (last - first + 1),
-            p_values=[None] * (last - first + 1),
-            preds=[False] * (last - first + 1),
-            threshold=0.0,
-            channels=[],
-            model=ModelRef(notice.family, "none"),
-            gap_slots=notice.gap_slots if stage == "provisional" else 0,
-        )
-        for stage, first, last in spans
-        if first <= last
-    ]
+def tail_of(manifest: Manifest, stage: Stage) -> Tail:
+    """Return what the p-values of a stage come from."""
+    return manifest.provisional_tail if stage == "provisional" else manifest.final_tail
 
 
 def tail_probability(tail: Tail, z: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -178,19 +166,6 @@ class _Part(NamedTuple):
     sigmas: float
 
 
-class _Judged(NamedTuple):
-    """The new slots of one stage. peak_position: where in the window the highest score is."""
-
-    stage: Stage
-    first: int
-    scores: NDArray[np.float64]
-    p_values: NDArray[np.float64]
-    preds: NDArray[np.bool_]
-    threshold: float
-    z: NDArray[np.float64]
-    peak_position: int | None
-
-
 def _parts(manifest: Manifest, notice: WindowNotice, view: WindowView, moments: SeriesMoments) -> tuple[_Part, _Part]:
     provisional = Level(moments.provisional, moments.provisional_stretch)
     final = Level(moments.final, moments.final_stretch)
@@ -208,48 +183,30 @@ def _follow(manifest: Manifest, part: _Part, z: NDArray[np.float64]) -> Floor | 
     return part.floor if rule is None or part.floor is None else follow_floor(part.floor, z, part.sigmas, rule)
 
 
-def _judge(manifest: Manifest, notice: WindowNotice, part: _Part, *, learning: bool) -> _Judged | None:
+def _is_learning(manifest: Manifest, moments: SeriesMoments) -> bool:
+    return moments.followed < manifest.decision.learning
+
+
+def _judge(notice: WindowNotice, part: _Part, *, learning: bool) -> Judged | None:
     first = max(part.last - notice.new_slots + 1, notice.first_slot)
     if first > part.last:
         return None
     window_start = notice.end_slot - notice.length + 1
-    inside = part.scores[max(first - window_start, 0) : part.last - window_start + 1].astype(np.float64)
-    scores = np.concatenate([np.full(part.last - first + 1 - len(inside), np.nan), inside])
+    scores = part.scores[max(first - window_start, 0) : part.last - window_start + 1].astype(np.float64)
+    before = part.last - first + 1 - len(scores)  # slots that no window has
+    if before:
+        scores = np.concatenate([np.full(before, np.nan), scores])
     moments = part.level.moments
     threshold = moments.mean + part.sigmas * moments.deviation
     z = (scores - moments.mean) / max(moments.deviation, 1e-9)
-    tail = manifest.provisional_tail if part.stage == "provisional" else manifest.final_tail
-    peak = None if np.isnan(scores).all() else first + int(np.nanargmax(scores)) - window_start
-    preds = (scores > threshold) & (not learning)
-    return _Judged(part.stage, first, scores, tail_probability(tail, z), preds, threshold, z, peak)
+    preds = np.zeros(len(scores), bool) if learning else scores > threshold
+    return Judged(part.stage, first, scores, z, preds, threshold, adapted=False)
 
 
-def _block(
-    manifest: Manifest, notice: WindowNotice, judged: _Judged, evidence: list[ChannelEvidence], *, learning: bool
-) -> ScoreBlock:
-    return ScoreBlock(
-        entity=notice.entity,
-        family=notice.family,
-        stage=judged.stage,
-        start_slot=judged.first,
-        ts_ms=judged.first * notice.interval_ms,
-        interval_ms=notice.interval_ms,
-        scores=nullable(judged.scores, 7),
-        p_values=nullable(judged.p_values, 4),
-        preds=judged.preds.tolist(),
-        threshold=judged.threshold,
-        channels=evidence,
-        model=ModelRef(manifest.name, manifest.version),
-        gap_slots=notice.gap_slots if judged.stage == "provisional" else 0,
-        learning=learning,
-    )
-
-
-def _hits(judged: _Judged, evidence: list[ChannelEvidence], *, adapted: bool) -> list[Hit]:
+def _hits(judged: Judged, peak: int, p_values: NDArray[np.float64], evidence: list[ChannelEvidence]) -> list[Hit]:
     flagged = np.flatnonzero(judged.preds)
     if not len(flagged):
         return []
-    peak = int(np.nanargmax(judged.scores))
     hit = Hit(
         stage=judged.stage,
         first_slot=judged.first + int(flagged[0]),
@@ -257,32 +214,9 @@ def _hits(judged: _Judged, evidence: list[ChannelEvidence], *, adapted: bool) ->
         peak_slot=judged.first + peak,
         score=float(judged.scores[peak]),
         threshold=judged.threshold,
-        p_value=float(judged.p_values[peak]),
+        p_value=float(p_values[peak]),
         z=float(judged.z[peak]),
         channels=evidence,
-        adapted=adapted,
+        adapted=judged.adapted,
     )
     return [hit]
-
-
-def _evidence(numeric: Sequence[str], view: WindowView, position: int | None) -> list[ChannelEvidence]:
-    if position is None:
-        return []
-    residual = view.residual[:, position]
-    total = max(float(residual.sum()), 1e-9)
-    order = np.argsort(-residual, kind="stable")[:EVIDENCE_CHANNELS]
-    return [_channel_evidence(numeric[c], view, c, position, float(residual[c]) / total) for c in order]
-
-
-def _channel_evidence(name: str, view: WindowView, channel: int, position: int, share: float) -> ChannelEvidence:
-    observed = float(view.values[channel, position])
-    expected = float(view.expected[channel, position])
-    half = float(view.band[channel, position])
-    return ChannelEvidence(
-        channel=name,
-        share=round(share, 4),
-        observed=None if np.isnan(observed) else observed,
-        expected=expected,
-        low=expected - half,
-        high=expected + half,
-    )

@@ -84,7 +84,8 @@ class Detector:
         kinds = [channel.kind for channel in manifest.channels]
         self.numeric = [i for i, kind in enumerate(kinds) if kind == "numeric"]
         self.commands = [i for i, kind in enumerate(kinds) if kind == "command"]
-        self._start_count = len(manifest.scoring.starts)
+        self._windows_per_pass = max(1, min(WINDOWS_PER_PASS, RUNS_PER_PASS // len(manifest.scoring.starts)))
+        self._command_columns = _as_slice(self.commands)
         self._pool: ThreadPoolExecutor | None = None
 
     def score(self, windows: WindowBatch, recent: int | None = None) -> WindowScores:
@@ -116,8 +117,7 @@ class Detector:
     def reconstruct(self, windows: WindowBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return x (B, C, L), NaN where missing, and its reconstructions (S, B, C, L), in scaled units."""
         self._check(windows)
-        chunk = max(1, RUNS_PER_PASS // self._start_count)
-        parts = [self.inputs(part) for part in _chunks(windows, chunk)]
+        parts = [self.inputs(part) for part in _chunks(windows, self._windows_per_pass)]
         expected = torch.cat([self._reconstruct(part) for part in parts], 1)
         x = torch.cat([part.x.where(part.valid, torch.nan) for part in parts])
         return x.cpu().numpy(), expected.cpu().numpy()
@@ -152,19 +152,19 @@ class Detector:
 
     def _training_views(self, windows: WindowBatch) -> list[Views]:
         self._check(windows)
-        chunk, length = max(1, RUNS_PER_PASS // self._start_count), self.manifest.geometry.length
+        length = self.manifest.geometry.length
         slots = torch.arange(1 - length, 1, device=self.device)
         found = []
-        for part in _chunks(windows, chunk):
+        for part in _chunks(windows, self._windows_per_pass):
             inputs = self.inputs(part)
             own_slots = torch.from_numpy(part.end_slots).to(self.device)[:, None] + slots
             found.append(self._comparison.views(inputs, self._reconstruct(inputs), length, own_slots))
         return found
 
     def _chunk(self, windows: int) -> int:
-        """Return how many windows a pass takes: no more than a cache holds, and some for every thread."""
+        """Return how many of these windows a pass takes: no more than fit, and some for every thread."""
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        return max(1, min(WINDOWS_PER_PASS, RUNS_PER_PASS // self._start_count, -(-windows // threads)))
+        return max(1, min(self._windows_per_pass, -(-windows // threads)))
 
     def _score(
         self, windows: WindowBatch, chunk: int, reconstruct: Callable[[Inputs], Tensor], recent: int | None = None
@@ -216,12 +216,11 @@ class Detector:
         values = torch.from_numpy(windows.values[:, self.numeric]).to(self.device)  # (B, C, L)
         valid = ~values.isnan()
         x = self._calibration.scale_values(values, row).where(valid, 0)
-        commands = torch.from_numpy(windows.values[:, self.commands]).to(self.device)
-        commands = (2 * commands - 1).clamp(-1, 1).where(~commands.isnan(), 0)  # (B, K, L)
+        commands = torch.from_numpy(2 * windows.values[:, self._command_columns]).to(self.device)  # (B, K, L)
+        commands = commands.sub_(1).clamp_(-1, 1).nan_to_num_(0)
         noise = self._noise(windows, starts)
-        return Inputs(
-            x, valid, commands, row, self._calibration.index[row], torch.tensor(starts, device=self.device), noise
-        )
+        index, start = self._calibration.index[row], torch.tensor(starts, device=self.device)
+        return Inputs(x, valid, commands, row, index, start, noise, windows.end_slots.tolist())
 
     def _noise(self, windows: WindowBatch, starts: Sequence[int]) -> Tensor:
         slots = windows.end_slots[:, None] + np.arange(1 - self.manifest.geometry.length, 1)
@@ -273,6 +272,12 @@ class Detector:
             x_t = self.schedule.q_sample(inputs.x_in(), timestep, noise)
             found.append(ddim(self.schedule, denoise, x_t, timestep, self.manifest.scoring.sampler_steps))
         return torch.stack(found).clamp(-EXPECTED_LIMIT, EXPECTED_LIMIT)
+
+
+def _as_slice(columns: list[int]) -> slice | list[int]:
+    """Return columns that follow each other as a slice, which takes no copy and keeps the order in memory."""
+    together = bool(columns) and columns == list(range(columns[0], columns[-1] + 1))
+    return slice(columns[0], columns[-1] + 1) if together else columns
 
 
 def _chunks(windows: WindowBatch, size: int) -> list[WindowBatch]:

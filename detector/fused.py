@@ -26,11 +26,13 @@ class _Layer(NamedTuple):
     """One cascade layer.
 
     The input of layer l is kept sqrt(2)^l times as large as in `CascadeLayer`, so that adding to it needs no scaling;
-    what is constant over positions is kept apart from it. taps: (k, 2 H, H), for that scale. offsets: by how many
-    positions each tap looks ahead. kernel: (H, n, n), with D. to_next, to_skips: (H, H). growth: sqrt(2)^l. constant:
-    (H,).
+    what is constant over positions is kept apart from it. gate: (2 H, H), of the condition. bias: (2 H, 1), of gate and
+    dilated convolution. taps: (k, 2 H, H), for that scale. offsets: by how many positions each tap looks ahead. kernel:
+    (H, n, n), with D. to_next, to_skips: (H, H). growth: sqrt(2)^l. constant: (H,).
     """
 
+    gate: Tensor
+    bias: Tensor
     taps: Tensor
     offsets: tuple[int, ...]
     kernel: Tensor
@@ -65,8 +67,8 @@ class FusedDenoiser:
         self._output_bias = self._column(_bias(denoiser.output).repeat_interleave(self._patch))
 
     def encode_condition(self, commands: Tensor, entity: Tensor) -> Tensor:
-        """See `Denoiser.encode_condition`; here (layers, 2 H, n or 1, B), biases of the dilated convolutions in it."""
-        return self._condition.encode(self._patches(commands[None]), entity)
+        """Encode the condition as what the layers' gates are products of, (H, n or 1, B); see the `Denoiser`'s."""
+        return self._condition.encode(commands, entity)
 
     def __call__(self, x_t: Tensor, valid: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
         """See `Denoiser.forward`; the runs from one start have one timestep and the same windows in the same order."""
@@ -81,8 +83,8 @@ class FusedDenoiser:
         cascade = F.pad(values.clamp_(min=0), (margin, margin))
         inner = cascade[:, margin : margin + size]
         skips = torch.zeros_like(values)
-        for index, (layer, shift, gate) in enumerate(zip(self._layers, shifts, condition, strict=True)):
-            h = self._opened(layer, cascade, shift, gate, shape).sigmoid_()  # (2 H, n R)
+        for index, (layer, shift) in enumerate(zip(self._layers, shifts, strict=True)):
+            h = self._opened(layer, cascade, shift, condition, shape).sigmoid_()  # (2 H, n R)
             u = h[: self._width].sub_(0.5).mul_(h[self._width :])
             y = torch.bmm(layer.kernel, u.view(self._width, self._positions, -1))
             g = F.gelu(y).view(self._width, -1)
@@ -94,7 +96,7 @@ class FusedDenoiser:
         return noise.permute(3, 4, 0, 2, 1).reshape(x_t.shape).float()
 
     def _opened(
-        self, layer: _Layer, cascade: Tensor, shift: Tensor, gate: Tensor, shape: tuple[int, int, int]
+        self, layer: _Layer, cascade: Tensor, shift: Tensor, condition: Tensor, shape: tuple[int, int, int]
     ) -> Tensor:
         """Return the dilated convolution and the gate's input together, (2 H, n R).
 
@@ -102,8 +104,9 @@ class FusedDenoiser:
         """
         positions, starts, batch = shape
         runs = starts * batch
-        pushed = (layer.taps @ (layer.growth * shift + layer.constant).T.to(self._dtype))[:, :, None, :, None]
-        h = (gate[:, :, None] + pushed.sum(0)).expand(-1, positions, -1, -1).contiguous()  # (2 H, n, S, B)
+        pushed = layer.taps @ (layer.growth * shift + layer.constant).T.to(self._dtype)  # (k, 2 H, S)
+        h = _gated(layer, condition, pushed.sum(0), shape)  # (2 H, n, S, B)
+        pushed = pushed[:, :, None, :, None]
         for push, offset in zip(pushed, layer.offsets, strict=True):
             if offset < 0:
                 h[:, :-offset].sub_(push)
@@ -118,20 +121,26 @@ class FusedDenoiser:
     def _cascade(self, denoiser: Denoiser) -> tuple[list[_Layer], Tensor]:
         """Return the layers and what their biases add to the skips, (H,)."""
         constant, skipped = (torch.zeros_like(_bias(denoiser.input)) for _ in range(2))
-        layers = list[_Layer]()
+        layers, count = list[_Layer](), len(denoiser.layers)
+        signal = _doubled_signal(self._width, constant)
+        gates = denoiser.condition.gates.weight.view(count, -1, self._width)  # (layers, 2 H, H)
+        gate_bias = _bias(denoiser.condition.gates).view(count, -1)
         for index, layer in enumerate(denoiser.layers):
             assert isinstance(layer, CascadeLayer)
             growth = math.sqrt(2) ** index
-            layers.append(self._layer(layer, growth, constant))
+            gate, bias = gates[index] * signal, (gate_bias[index] + _bias(layer.dilated))[:, None] * signal
+            layers.append(self._layer(layer, gate, bias, growth, constant))
             to_next, to_skips = _bias(layer.out).chunk(2)
             constant, skipped = constant + growth * to_next, skipped + to_skips
         return layers, skipped
 
-    def _layer(self, layer: CascadeLayer, growth: float, constant: Tensor) -> _Layer:
+    def _layer(self, layer: CascadeLayer, gate: Tensor, bias: Tensor, growth: float, constant: Tensor) -> _Layer:
         assert isinstance(layer.s4, BidirectionalS4)
         taps = layer.dilated.weight.permute(2, 0, 1) * _doubled_signal(self._width, constant) / growth  # (k, 2 H, H)
         to_next, to_skips = layer.out.weight[..., 0].chunk(2)
         return _Layer(
+            gate=gate.to(self._dtype),
+            bias=bias.to(self._dtype),
             taps=taps.to(self._dtype).contiguous(),
             offsets=tuple((tap - len(taps) // 2) * layer.dilated.dilation[0] for tap in range(len(taps))),
             kernel=(2 * layer.s4.matrix(self._positions)).to(self._dtype),  # 2: the rest of tanh, see _doubled_signal
@@ -151,32 +160,38 @@ class FusedDenoiser:
 
 
 class _Condition:
-    """The condition's encoder with the gates of all layers as one product."""
+    """The condition's encoder, up to what every layer's gate is a product of."""
 
     def __init__(self, denoiser: Denoiser, dtype: torch.dtype) -> None:
         self._module: Condition = denoiser.condition
-        self._layers, self._dtype = denoiser.config.layers, dtype
-        width = denoiser.config.width
-        signal = _doubled_signal(width, denoiser.input.weight)
-        gates, bias = (
-            self._module.gates,
-            torch.stack([_bias(layer.get_submodule("dilated")) for layer in denoiser.layers]),
-        )
-        self._gates = (gates.weight.view(self._layers, -1, width) * signal).flatten(0, 1).to(dtype)  # (layers 2 H, H)
-        self._bias = ((_bias(gates).view_as(bias) + bias)[..., None] * signal).flatten(0, 1).to(dtype)
+        self._dtype, self._patch = dtype, denoiser.config.patch
         commands = self._module.commands
-        self._commands = None if commands is None else [_matrix(part, dtype) for part in (commands[0], commands[2])]
+        self._commands = None if commands is None else [_rowwise(part, dtype) for part in (commands[0], commands[2])]
 
-    def encode(self, patches: Tensor, entity: Tensor) -> Tensor:
-        """Encode commands (K p, n B) and entities (B,) as gate inputs (layers, 2 H, n or 1, B)."""
+    def encode(self, commands: Tensor, entity: Tensor) -> Tensor:
+        """Encode commands (B, K, L) and entities (B,), (H, n or 1, B).
+
+        Patches are rows here, which takes no copy of commands whose channels lie side by side in memory.
+        """
         index = entity if self._module.use_entity else torch.full_like(entity, UNSEEN_ENTITY)
-        dense = self._module.entity(index).T[:, None].to(self._dtype)  # (H, 1, B)
+        dense = self._module.entity(index)[:, None].to(self._dtype)  # (B, 1, H)
         if self._commands is not None:
             (first, first_bias), (second, second_bias) = self._commands
-            hidden = F.silu(torch.addmm(first_bias, first, patches))
-            dense = dense + torch.addmm(second_bias, second, hidden).view(len(second), -1, len(entity))
-        gates = torch.addmm(self._bias, self._gates, F.silu(dense).flatten(1))
-        return gates.view(self._layers, -1, dense.shape[1], len(entity))
+            patches = (
+                commands.transpose(1, 2).to(self._dtype).reshape(-1, self._patch * commands.shape[1])
+            )  # (B n, p K)
+            hidden = F.silu(torch.addmm(first_bias, patches, first), inplace=True)
+            dense = torch.addmm(second_bias, hidden, second).view(len(entity), -1, len(second)) + dense
+        return F.silu(dense).permute(2, 1, 0).contiguous()
+
+
+def _gated(layer: _Layer, condition: Tensor, pushed: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Return the gate's input with what the timesteps add, pushed (2 H, S), (2 H, n, S, B)."""
+    positions, starts, batch = shape
+    if starts == 1 and condition.shape[1] == positions:
+        return torch.addmm(layer.bias + pushed, layer.gate, condition.flatten(1)).view(-1, *shape)
+    gate = torch.addmm(layer.bias, layer.gate, condition.flatten(1)).view(len(layer.gate), -1, 1, batch)
+    return (gate + pushed[:, None, :, None]).expand(-1, positions, -1, -1).contiguous()
 
 
 def can_fuse(denoiser: Denoiser, length: int, precision: Precision = "float32") -> bool:
@@ -189,9 +204,11 @@ def _doubled_signal(width: int, like: Tensor) -> Tensor:
     return torch.cat([like.new_full((width, 1), 2.0), like.new_ones(width, 1)])
 
 
-def _matrix(convolution: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _rowwise(convolution: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the matrix (p K, H) and bias (H,) that patches of slots, then channels, are multiplied by."""
     assert isinstance(convolution, nn.Conv1d)
-    return convolution.weight.flatten(1).to(dtype), _bias(convolution).to(dtype)[:, None]
+    matrix = convolution.weight.permute(2, 1, 0).flatten(0, 1)
+    return matrix.to(dtype).contiguous(), _bias(convolution).to(dtype)
 
 
 def _bias(convolution: nn.Module) -> Tensor:

@@ -12,9 +12,9 @@ import msgspec
 import structlog
 from pyarrow import fs
 
-from detector.storage import read_file, replace_file
 from stream.contracts import ModelEvent
 from stream.errors import CheckpointError
+from stream.storage import read_file, replace_file
 
 # So many of the newest are read: years of a model that is trained once a week.
 MAX_DECISIONS = 512

@@ -1,30 +1,38 @@
 """Which checkpoint scores which family right now. Owns loading, warming and swapping; judges no score.
 
-A new champion is read, verified and warmed in a thread while the old one goes on; `refresh`, called between batches,
-puts it in place. A checkpoint that can't be trusted or does not fit the declared family is refused once, loudly.
+The registry is asked, and a new champion read, verified and warmed, in a thread while the old one goes on; `refresh`,
+called between batches, puts it in place. A checkpoint that can't be trusted or does not fit the declared family is
+refused once, loudly. A registry that does not answer holds nobody up.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from queue import SimpleQueue
 
 import numpy as np
 import structlog
 import torch
 from numpy.typing import NDArray
 
+from detector.blocks import WindowView
 from detector.checkpoint import Bundle, verify_golden
-from detector.decision import WindowView
 from detector.engine import Detector, WindowBatch
 from detector.manifest import EntityCalibration, Manifest
 from detector.registry import ALIASES, Alias, Registry
 from stream.contracts import WindowNotice
-from stream.errors import CheckpointError, TransientError, UsageError
+from stream.errors import CheckpointError, TelltaleError, TransientError, UsageError
 from stream.metrics import Metrics
 from stream.settings import FamilySettings
+from stream.waiting import Stopping, never, refuse_to_wait
 from stream.window_store import Window
 
 _log = structlog.get_logger()
+_LOOK_S = 0.2
+# A thread that computes while the process ends may crash it; one that waits for the registry may be left.
+_CLOSE_S = 5.0
 
 
 class Model:
@@ -88,8 +96,9 @@ class Models:
         self._polled = float("-inf")
         self._models: dict[tuple[str, Alias], Model] = {}
         self._refused: dict[tuple[str, Alias], str] = {}
-        self._loading: dict[tuple[str, Alias], tuple[str, Future[Model]]] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="load-model")
+        # Versions to put in place, errors to tell of, and None for an alias that names what is in place no longer.
+        self._found: SimpleQueue[tuple[str, Alias, str, Model | TelltaleError | None]] = SimpleQueue()
+        self._look: Future[None] | None = None
 
     def current(self, family: str) -> Model | None:
         """Return the model in use for a family, None while it has none."""
@@ -106,49 +115,73 @@ class Models:
         self._metrics.challengers_dropped.labels(family).inc()
         _log.error("challenger dropped; the champion goes on", family=family, version=version, reason=reason)
 
-    def refresh(self, *, wait: bool = False) -> None:
-        """Put finished loads in place and start loading what is new; with `wait`, finish all of it now."""
-        if wait or self._clock() - self._polled >= self._poll_s:
+    def refresh(self, *, wait: bool = False, stopping: Stopping = never) -> None:
+        """Put what was loaded in place and look for new champions; with `wait`, do all of it now.
+
+        Raises TransientError when `stopping()` while it waits.
+        """
+        if wait and self._look is not None:
+            self._wait(self._look, stopping)
+        self._take()
+        if self._look is None and (wait or self._clock() - self._polled >= self._poll_s):
             self._polled = self._clock()
-            for family in self._families:
-                for alias in self._aliases:
-                    self._look(family, alias)
-        for (family, alias), (version, future) in list(self._loading.items()):
-            if wait or future.done():
-                del self._loading[family, alias]
-                self._finish(family, alias, version, future)
+            self._look = _in_background(self._look_around)
+        if wait and self._look is not None:
+            self._wait(self._look, stopping)
+            self._take()
 
     def close(self) -> None:
-        """Stop loading."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Let a load that goes on end, unless it hangs."""
+        if self._look is not None:
+            wait_for([self._look], _CLOSE_S)
 
-    def _look(self, family: str, alias: Alias) -> None:
-        try:
-            version = self._registry.alias(family, alias)
-        except (TransientError, CheckpointError) as error:
-            _log.warning("the registry can't be read; the model in use goes on", family=family, error=str(error))
+    def _wait(self, look: "Future[None]", stopping: Stopping) -> None:
+        while not wait_for([look], _LOOK_S).done:
+            refuse_to_wait(stopping, "the model registry")
+
+    def _take(self) -> None:
+        done = self._look is not None and self._look.done()
+        while not self._found.empty():
+            self._finish(*self._found.get())
+        if self._look is not None and done:
+            self._look.result()  # raises what nobody expects
+            self._look = None
+
+    def _look_around(self) -> None:
+        """Ask for each family's champion and challenger and load new ones; in a thread of its own."""
+        for family in self._families:
+            for alias in self._aliases:
+                try:
+                    version = self._registry.alias(family, alias)
+                except (TransientError, CheckpointError) as error:
+                    _log.warning(
+                        "the registry can't be read; the model in use goes on", family=family, error=str(error)
+                    )
+                    continue
+                self._compare(family, alias, version)
+
+    def _compare(self, family: str, alias: Alias, version: str | None) -> None:
+        present, refused = self._models.get((family, alias)), self._refused.get((family, alias))
+        in_place = present and present.manifest.version
+        if alias == "challenger" and in_place not in (None, version):
+            self._found.put((family, alias, in_place or "", None))
+        if version is not None and version not in {refused, in_place}:
+            self._found.put((family, alias, version, self._load(family, version)))
+
+    def _finish(self, family: str, alias: Alias, version: str, found: "Model | TelltaleError | None") -> None:
+        if found is None:
+            self._models.pop((family, alias), None)
             return
-        place = family, alias
-        present = self._models.get(place)
-        known = {self._refused.get(place), present and present.manifest.version}
-        if version is not None and version not in known and place not in self._loading:
-            tried = self._models.get((family, "challenger"))
-            self._loading[place] = version, self._thread.submit(self._load, family, version, tried)
-        if alias == "challenger" and present is not None and version != present.manifest.version:
-            del self._models[place]
-
-    def _finish(self, family: str, alias: Alias, version: str, future: "Future[Model]") -> None:
         before = self._models.get((family, alias))
-        try:
-            self._models[family, alias] = future.result()
-        except (CheckpointError, UsageError) as error:  # UsageError: what the alias names is no version
+        if isinstance(found, TransientError):
+            _log.warning("checkpoint can't be read yet", family=family, version=version, error=str(found))
+            return
+        if not isinstance(found, Model):
             self._refused[family, alias] = version
             self._metrics.model_swaps.labels("refused").inc()
-            _log.error("checkpoint refused; the old model goes on", family=family, version=version, reason=str(error))
+            _log.error("checkpoint refused; the old model goes on", family=family, version=version, reason=str(found))
             return
-        except TransientError as error:
-            _log.warning("checkpoint can't be read yet", family=family, version=version, error=str(error))
-            return
+        self._models[family, alias] = found
         if alias == "challenger":
             _log.info("challenger in use beside the champion", family=family, version=version)
             return
@@ -158,12 +191,32 @@ class Models:
         self._metrics.model_swaps.labels("done").inc()
         _log.info("model in use", family=family, version=version, before=before and before.manifest.version)
 
-    def _load(self, family: str, version: str, tried: Model | None) -> Model:
+    def _load(self, family: str, version: str) -> "Model | TelltaleError":
+        tried = self._models.get((family, "challenger"))
         if tried is not None and tried.manifest.version == version:
             return tried
-        bundle = self._registry.read(family, version)
-        columns = fit_columns(self._families[family], bundle.manifest)
-        return Model(prove(bundle, self._device), columns)
+        try:
+            bundle = self._registry.read(family, version)
+            columns = fit_columns(self._families[family], bundle.manifest)
+            return Model(prove(bundle, self._device), columns)
+        except (CheckpointError, UsageError, TransientError) as error:  # UsageError: what the alias names is no version
+            return error
+
+
+def _in_background(work: Callable[[], None]) -> "Future[None]":
+    """Do work in a thread that a process does not wait for when it ends."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run, name="load-model", daemon=True).start()
+    return future
 
 
 def prove(bundle: Bundle, device: str = "cpu") -> Detector:

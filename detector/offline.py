@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from detector.blocks import P_VALUE_DIGITS, SCORE_DIGITS, Judged, WindowView
 from detector.cuts import cut_series
-from detector.decision import Decision, WindowView, decide, initial_moments
+from detector.decision import initial_moments, judge, tail_of, tail_probability
 from detector.engine import WindowBatch
 from detector.models import Model
+from detector.rounding import rounded
 from detector.threads import mapped
-from stream.contracts import ScoreBlock, SourceRange, WindowNotice
+from stream.contracts import SourceRange, WindowNotice
 from stream.frames import frame
 from stream.grid import Geometry
 from stream.heads import Cut
@@ -130,26 +132,29 @@ class _Judge:
         """Judge the next windows; takes as many views."""
         for notice in _notices(self._model, self._series, cuts):
             self._newest = notice, next(views)
-            decision = self._decide(*self._newest)
-            self._moments = decision.moments
-            for block in decision.blocks:
-                self._enter(block, *self._newest, known=True)
+            verdict = judge(self._model.manifest, *self._newest, self._moments)
+            self._moments = verdict.moments
+            for judged in verdict.judged:
+                self._enter(judged, *self._newest, known=True)
 
     def finish(self) -> SeriesScores:
-        """Give the last rows the final score of a series that ends here, and return all."""
+        """Give the last rows the final score of a series that ends here, and return all as records tell it."""
         notice, view = self._newest
         last = msgspec.structs.replace(notice, final_delay=0, new_slots=notice.final_delay)
-        for block in self._decide(last, view).blocks:
-            if block.stage == "final":
-                self._enter(block, last, view, known=False)
-        return self._result
+        for judged in judge(self._model.manifest, last, view, self._moments).judged:
+            if judged.stage == "final":
+                self._enter(judged, last, view, known=False)
+        found = self._result
+        p_value = tail_probability(tail_of(self._model.manifest, "final"), found.p_value)
+        return found._replace(
+            score=rounded(found.score, SCORE_DIGITS),
+            provisional=rounded(found.provisional, SCORE_DIGITS),
+            p_value=rounded(p_value, P_VALUE_DIGITS),
+        )
 
-    def _decide(self, notice: WindowNotice, view: WindowView) -> Decision:
-        return decide(self._model.manifest, self._model.numeric_names, notice, view, self._moments)
-
-    def _enter(self, block: ScoreBlock, notice: WindowNotice, view: WindowView, *, known: bool) -> None:
-        _put(self._result, self._series, block, known=known)
-        _explain(self._result, self._series, block, notice, view)
+    def _enter(self, judged: Judged, notice: WindowNotice, view: WindowView, *, known: bool) -> None:
+        _put(self._result, self._series, judged, known=known)
+        _explain(self._result, self._series, judged, notice, view)
 
 
 def _notices(model: Model, series: Series, cuts: Sequence[Cut]) -> list[WindowNotice]:
@@ -172,10 +177,6 @@ def _notices(model: Model, series: Series, cuts: Sequence[Cut]) -> list[WindowNo
         )
         for cut in cuts
     ]
-
-
-def _views(model: Model, series: Series, cuts: Sequence[Cut]) -> list[WindowView]:
-    return _score(model, [_Piece(series, list(cuts), first=True, last=True)])
 
 
 def _score(model: Model, batch: Sequence[_Piece]) -> list[WindowView]:
@@ -210,33 +211,32 @@ def _empty(series: Series, channels: int | None) -> SeriesScores:
     return scores._replace(residual=wide, expected=wide.copy())
 
 
-def _rows(series: Series, block: ScoreBlock) -> tuple[slice, NDArray[np.int64]]:
-    """Return the rows that a block's slots belong to, and which of the slots have a row, by place in the block."""
-    first, after = np.searchsorted(series.slots, [block.start_slot, block.start_slot + len(block.scores)]).tolist()
-    return slice(first, after), series.slots[first:after] - block.start_slot
+def _rows(series: Series, judged: Judged) -> tuple[slice, NDArray[np.int64]]:
+    """Return the rows that judged slots belong to, and which of the slots have a row, by place among them."""
+    first, after = np.searchsorted(series.slots, [judged.first, judged.first + len(judged.scores)]).tolist()
+    return slice(first, after), series.slots[first:after] - judged.first
 
 
-def _put(result: SeriesScores, series: Series, block: ScoreBlock, *, known: bool) -> None:
-    """Enter a block's scores into the rows they belong to. known: whether a final score has all it waits for."""
-    rows, present = _rows(series, block)
-    scores = np.array(block.scores, dtype=np.float64)[present]
-    preds = np.array(block.preds)[present]
-    if block.stage == "provisional":
+def _put(result: SeriesScores, series: Series, judged: Judged, *, known: bool) -> None:
+    """Enter judged slots into their rows, z where p-values go. known: whether a final score has all it waits for."""
+    rows, present = _rows(series, judged)
+    scores, preds = judged.scores[present], judged.preds[present]
+    if judged.stage == "provisional":
         result.provisional[rows] = scores
         result.provisional_pred[rows] = preds
         return
     result.score[rows] = scores
-    result.p_value[rows] = np.array(block.p_values, dtype=np.float64)[present]
+    result.p_value[rows] = judged.z[present]
     result.pred[rows] = preds
-    result.threshold[rows] = np.where(np.isnan(scores), np.nan, block.threshold)
+    result.threshold[rows] = np.where(np.isnan(scores), np.nan, judged.threshold)
     result.final[rows] = known
 
 
-def _explain(result: SeriesScores, series: Series, block: ScoreBlock, notice: WindowNotice, view: WindowView) -> None:
+def _explain(result: SeriesScores, series: Series, judged: Judged, notice: WindowNotice, view: WindowView) -> None:
     """Enter what the window says of the channels into the rows whose score it makes final."""
-    if result.residual is None or result.expected is None or block.stage == "provisional":
+    if result.residual is None or result.expected is None or judged.stage == "provisional":
         return
-    rows, _ = _rows(series, block)
+    rows, _ = _rows(series, judged)
     position = series.slots[rows] - (notice.end_slot - notice.length + 1)
     rows, position = slice(rows.stop - (position >= 0).sum(), rows.stop), position[position >= 0]
     missing = np.isnan(view.values[:, position])

@@ -9,8 +9,8 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -20,9 +20,9 @@ from pyarrow import fs
 from detector.checkpoint import MANIFEST, Bundle, Golden, WeightsLayout, read_bundle, read_manifest, write_bundle
 from detector.history import read_history, write_decision
 from detector.manifest import Manifest
-from detector.storage import open_url, read_file, replace_file
 from stream.contracts import ModelEvent
-from stream.errors import CheckpointError, TransientError, UsageError
+from stream.errors import CheckpointError, UsageError
+from stream.storage import open_storage, reachable, read_file, replace_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,8 @@ MAX_NAME_LENGTH = 128
 # An alias file is read every second: it remembers so many earlier versions and stays below so many bytes.
 MAX_PREVIOUS = 32
 MAX_ALIAS_BYTES = 16 * 1024
+
+_reachable = partial(reachable, "registry")
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _VERSION = re.compile(r"v\d{8}T\d{9}-[0-9a-f]{6}")
@@ -89,7 +91,7 @@ class Registry:
 
         layout: what tensors a configured network wants. filesystem: where given, `url` is a path in it.
         """
-        self._filesystem, self._root = (filesystem, str(url)) if filesystem else open_url(url, "registry")
+        self._filesystem, self._root = (filesystem, str(url)) if filesystem else open_storage(url, "registry")
         self._layout = layout
         self._clock = clock
 
@@ -285,14 +287,3 @@ def _created_ms(version: str) -> int | None:
     except ValueError:
         return None
     return round(at.timestamp() * 1000) if _VERSION.fullmatch(version) else None
-
-
-@contextmanager
-def _reachable(path: str) -> Iterator[None]:
-    """Give a failure of the storage its fate: try again later. FileExistsError is an answer, not a failure."""
-    try:
-        yield
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise TransientError(f"registry: {path} can't be used now: {error}") from error

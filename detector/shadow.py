@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import structlog
 
-from detector.decision import SeriesMoments, WindowView, decide, initial_moments
+from detector.blocks import WindowView
+from detector.decision import SeriesMoments, decide, initial_moments
 from detector.models import Model, Models
 from stream.contracts import ScoreBlock, WindowNotice
 from stream.metrics import Metrics

@@ -18,20 +18,22 @@ import structlog
 import torch
 
 from detector.alerts import Episode, advance
+from detector.blocks import WindowView, unscored
 from detector.command_effect import explain_by_commands
-from detector.decision import SeriesMoments, WindowView, decide, initial_moments, unscored
+from detector.decision import SeriesMoments, decide, initial_moments
 from detector.models import Model, Models, choose_device
 from detector.registry import Registry
 from detector.shadow import Shadow
 from stream.contracts import Alert, ScoreBlock, WindowNotice, cloud_event_headers
 from stream.errors import TransientError, UsageError
-from stream.kafka import Outgoing, Record, read_to_end, wait_until
+from stream.kafka import Outgoing, Record, read_to_end
 from stream.loop import Progress
 from stream.metrics import Health, Metrics
 from stream.ring import Layout
 from stream.service import Service, run_service
 from stream.settings import Settings
 from stream.topics import ALERTS, DECISIONS, SCORES, SHADOW_SCORES, USES, WINDOWS, Topic, topic_name
+from stream.waiting import Stopping, never, wait_until
 from stream.window_store import RingRef, Window, WindowRequest, WindowStore, connect
 
 _log = structlog.get_logger()
@@ -224,12 +226,12 @@ def missing_fraction(notice: WindowNotice) -> float:
     return 1 - notice.rows / slots if slots > 0 else 1.0
 
 
-def read_states(settings: Settings) -> StateReader:
-    """Return a reader of the compacted decisions topic."""
+def read_states(settings: Settings, stopping: Stopping = never) -> StateReader:
+    """Return a reader of the compacted decisions topic. stopping: breaks waiting off."""
     topic = topic_name(settings.topics, DECISIONS)
 
     def read(partition: int) -> Iterator[tuple[str, EntityState]]:
-        for record in read_to_end(settings.kafka, topic, partition):
+        for record in read_to_end(settings.kafka, topic, partition, stopping=stopping):
             yield (record.key or b"").decode(), _STATE.decode(record.value or b"")
 
     return read
@@ -251,10 +253,10 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     )
     store = connect(settings.redis, metrics.time_redis, layout=settings.layout)
     try:
-        models.refresh(wait=True)
+        models.refresh(wait=True, stopping=stop.is_set)
         _require_models(settings, models)
         wait_until(store.check, settings.kafka.reconnect_deadline_s, "Redis", stop.is_set)
-        stage = Worker(settings, store, models, read_states(settings), metrics)
+        stage = Worker(settings, store, models, read_states(settings, stop.is_set), metrics)
         run_service(settings, Service("worker", WINDOWS, settings.worker.batch_windows, stage, metrics, health), stop)
     finally:
         models.close()

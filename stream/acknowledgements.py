@@ -12,6 +12,7 @@ from stream.kafka import consumer_config, make_consumer, read_to_end
 from stream.kafka_access import Right, failure
 from stream.settings import Settings
 from stream.topics import WINDOWS, group_name, topic_name
+from stream.waiting import Stopping, never
 
 _NOTICE = msgspec.json.Decoder(WindowNotice)
 
@@ -29,8 +30,11 @@ class Acknowledgements(Protocol):
 class KafkaAcknowledgements:
     """Asks Kafka for the committed offsets of the worker's group."""
 
-    def __init__(self, settings: Settings, worker_group: str = "worker", max_age_s: float = 0.05) -> None:
-        """Connect on first use; an answer is reused for `max_age_s`."""
+    def __init__(
+        self, settings: Settings, worker_group: str = "worker", max_age_s: float = 0.05, stopping: Stopping = never
+    ) -> None:
+        """Connect on first use; an answer is reused for `max_age_s`. stopping: breaks waiting off."""
+        self._stopping = stopping
         self._kafka = settings.kafka
         self._topic = topic_name(settings.topics, WINDOWS)
         self._group = group_name(settings.topics, worker_group)
@@ -49,7 +53,8 @@ class KafkaAcknowledgements:
 
     def outstanding(self, partition: int) -> Iterator[tuple[int, WindowNotice]]:
         """Read what is between the worker's committed offset and the end of `windows`."""
-        for record in read_to_end(self._kafka, self._topic, partition, self._ask(partition)):
+        first = self._ask(partition)
+        for record in read_to_end(self._kafka, self._topic, partition, first, stopping=self._stopping):
             yield record.offset, _NOTICE.decode(record.value or b"")
 
     def close(self) -> None:

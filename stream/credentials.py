@@ -3,6 +3,7 @@
 Knows neither Kafka nor Redis.
 """
 
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,3 +72,35 @@ def _require(path: str, setting: str) -> None:
             return
     except OSError as error:
         raise UsageError(f"{setting} names {path}, which can't be read: {error.strerror}") from None
+
+
+def flaw_of(certificate: str, key: str) -> str:
+    """Return what makes a client certificate unfit whoever looks at it, as that it has expired; empty if nothing does.
+
+    A server that refuses one seldom says why. It is shown here to a server that trusts it itself.
+    """
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode, server.verify_mode = False, ssl.CERT_NONE, ssl.CERT_REQUIRED
+    server.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        for side in (server, client):
+            side.load_cert_chain(certificate, key, password="")  # a key with a password would ask for it
+        server.load_verify_locations(certificate)
+        _meet(server, client)
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    except (OSError, ValueError):
+        return ""  # what the client library reads may be unknown here
+    return ""
+
+
+def _meet(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+    """Let two sides greet each other without a network."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = client.wrap_bio(back, there), server.wrap_bio(there, back, server_side=True)
+    for _ in range(4):
+        for side in sides:
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue

@@ -4,9 +4,8 @@ The numbers are measured choices; `docs/decisions.md` gives the comparison.
 """
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,11 +16,15 @@ from confluent_kafka.admin import AdminClient
 from stream.errors import AccessError, TransientError, UsageError
 from stream.kafka_access import Right, failure, login_refusal, security_config
 from stream.settings import KafkaSettings
+from stream.waiting import Stopping, never, refuse_to_wait
 
 _log = structlog.get_logger()
 
 # A client that is assigned its partitions still asks for its group's coordinator, which it never uses.
 NO_GROUP = (KafkaError.GROUP_AUTHORIZATION_FAILED,)
+
+# Of a call that is made again if there is none.
+_ANSWER_S = 5.0
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -127,13 +130,7 @@ def make_admin(settings: KafkaSettings) -> AdminClient:
     return AdminClient(config | {"error_cb": partial(_on_client_error, config)}, logger=_CLIENT_LOG)
 
 
-def _never() -> bool:
-    return False
-
-
-def wait_for_broker(
-    settings: KafkaSettings, deadline_s: float | None = None, stopping: Callable[[], bool] = _never
-) -> None:
+def wait_for_broker(settings: KafkaSettings, deadline_s: float | None = None, stopping: Stopping = never) -> None:
     """Return once a broker answers; raise TransientError after the deadline, or when `stopping()`.
 
     Raises AccessError as soon as login or certificate are refused.
@@ -151,51 +148,8 @@ def wait_for_broker(
                 raise TransientError(
                     f"no Kafka broker answered at {settings.bootstrap} within {limit:.0f} s: {error.args[0].str()}"
                 ) from error
-            _refuse_to_wait(stopping, f"a Kafka broker at {settings.bootstrap}")
+            refuse_to_wait(stopping, f"a Kafka broker at {settings.bootstrap}")
             _log.warning("waiting for a Kafka broker", bootstrap=settings.bootstrap, error=error.args[0].str())
-
-
-def wait_until(
-    attempt: Callable[[], None], deadline_s: float, what: str, stopping: Callable[[], bool] = _never
-) -> None:
-    """Call `attempt` until it raises no TransientError; raise one after the deadline or when `stopping()`."""
-    end = time.monotonic() + deadline_s
-    while True:
-        try:
-            return attempt()
-        except TransientError as error:
-            if time.monotonic() >= end:
-                raise
-            _refuse_to_wait(stopping, what)
-            _log.warning("waiting", what=what, error=str(error))
-            time.sleep(0.5)
-
-
-def _refuse_to_wait(stopping: Callable[[], bool], what: str) -> None:
-    if stopping():
-        raise TransientError(f"asked to stop while waiting for {what}")
-
-
-def within(timeout_s: float, what: str, call: Callable[[], None]) -> None:
-    """Make a client call that may outlast its own timeout; raise TransientError if it has after `timeout_s`.
-
-    Such a call keeps its thread and its client, which are to be given up.
-    """
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name=what, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if thread.is_alive():
-        raise TransientError(f"{what} has not returned within {timeout_s:.0f} s")
-    if errors:
-        raise errors[0]
 
 
 def to_record(message: Any) -> Record:
@@ -216,19 +170,24 @@ def to_record(message: Any) -> Record:
 
 
 def read_to_end(
-    settings: KafkaSettings, topic: str, partition: int, first: int | None = None, timeout_s: float = 60.0
+    settings: KafkaSettings,
+    topic: str,
+    partition: int,
+    first: int | None = None,
+    timeout_s: float = 60.0,
+    stopping: Stopping = never,
 ) -> Iterator[Record]:
     """Yield the committed records of a partition from an offset (or its beginning) up to its present end.
 
     The end is the high watermark at the start: an open transaction below it is waited for, so everything that was
-    committed before the call is seen. Raises TransientError if the end is not reached in time.
+    committed before the call is seen. Raises TransientError if the end is not reached in time, or when `stopping()`.
     """
     config = consumer_config(settings, "telltale-reader") | {"enable.partition.eof": True}
     place = TopicPartition(topic, partition)
     # A reader of committed records is told the start of the oldest open transaction instead of the high watermark.
     scout = make_consumer(config | {"isolation.level": "read_uncommitted"})
     try:
-        low, high = watermarks(scout, place, timeout_s)
+        low, high = watermarks(scout, place, timeout_s, stopping)
     finally:
         scout.close()
     place.offset = low if first is None else max(first, low)
@@ -237,41 +196,41 @@ def read_to_end(
     consumer = make_consumer(config)
     try:
         consumer.assign([place])
-        yield from _until(consumer, place, high, timeout_s)
+        yield from _until(consumer, place, high, timeout_s, stopping)
     finally:
         consumer.close()
 
 
-def _uncommitted_watermarks(config: Mapping[str, Any], place: TopicPartition, timeout_s: float) -> tuple[int, int]:
-    """Ask as a reader of uncommitted records: to the others a partition seems to end at its oldest open transaction."""
-    consumer = make_consumer({**config, "isolation.level": "read_uncommitted"})
-    try:
-        return watermarks(consumer, place, timeout_s)
-    finally:
-        consumer.close()
+def watermarks(
+    consumer: Consumer, place: TopicPartition, timeout_s: float, stopping: Stopping = never
+) -> tuple[int, int]:
+    """Return the oldest offset there is and the end of a partition; wait for one that was made just now.
 
-
-def watermarks(consumer: Consumer, place: TopicPartition, timeout_s: float) -> tuple[int, int]:
-    """Return the oldest offset there is and the end of a partition; wait for one that was made just now."""
+    Raises TransientError after the time-out, or when `stopping()`.
+    """
     end = time.monotonic() + timeout_s
     while True:
         try:
-            low, high = consumer.get_watermark_offsets(place, timeout=timeout_s)
+            low, high = consumer.get_watermark_offsets(place, timeout=min(_ANSWER_S, timeout_s))
         except KafkaException as error:
             needed = [Right("Describe", "topic", str(place.topic))]
             told = failure(error.args[0], f"no offsets of {place.topic}/{place.partition}", needed)
             # The client does not say which other errors pass by themselves, as while a leader is being chosen.
             if isinstance(told, AccessError) or time.monotonic() >= end:
                 raise told from error
+            refuse_to_wait(stopping, f"offsets of {place.topic}/{place.partition}")
             time.sleep(0.1)
         else:
             return low, high
 
 
-def _until(consumer: Consumer, place: TopicPartition, high: int, timeout_s: float) -> Iterator[Record]:
+def _until(
+    consumer: Consumer, place: TopicPartition, high: int, timeout_s: float, stopping: Stopping
+) -> Iterator[Record]:
     end = time.monotonic() + timeout_s
     # Control records at the end are never delivered, so the end is known by the end-of-partition event alone.
     while time.monotonic() < end:
+        refuse_to_wait(stopping, f"the end of {place.topic}/{place.partition}")
         for record in consumer.consume(1000, timeout=0.2):
             error = record.error()
             if error is None:

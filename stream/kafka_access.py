@@ -3,12 +3,13 @@
 A refusal is told at once and is never retried: librdkafka itself would try a wrong password for ever.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError
 
-from stream.credentials import read_password, readable_files
+from stream.credentials import flaw_of, read_password, readable_files
 from stream.errors import AccessError, TelltaleError, TransientError
 from stream.settings import KafkaSettings
 
@@ -18,6 +19,11 @@ _KINDS = {
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "transactional id",
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "cluster",
 }
+
+_ALERT = re.compile(r"SSL alert number (\d+)")
+# What a peer says that wants another certificate of us, or one at all (RFC 8446, 6.2): bad, unsupported, revoked,
+# expired, unknown, of an unknown authority, required.
+_OURS = {42, 43, 44, 45, 46, 48, 116}
 
 
 class Right(NamedTuple):
@@ -59,11 +65,24 @@ def login_refusal(error: KafkaError, config: Mapping[str, Any]) -> AccessError |
     if error.code() == KafkaError._AUTHENTICATION and "Local:" not in error.str():  # noqa: SLF001 the client's constant
         user, how = config.get("sasl.username"), config.get("sasl.mechanism")
         return AccessError(f"authentication failed for user {user} ({how}) at {where}: {error.str()}")
+    # Since TLS 1.3 it comes after the handshake, as an error of the connection.
+    if (alert := _ALERT.search(error.str())) and int(alert[1]) in _OURS:
+        return AccessError(f"{where} {_unwanted(config)}: {error.str()}")
     # A broker that goes away in the middle of a handshake is an error of the same code.
     if error.code() == KafkaError._SSL and any(word in error.str() for word in ("certificate", "alert")):  # noqa: SLF001
         trusted = config.get("ssl.ca.location", "the system's authorities")
         return AccessError(f"no trust between this client and {where} (kafka.ssl_ca: {trusted}): {error.str()}")
     return None
+
+
+def _unwanted(config: Mapping[str, Any]) -> str:
+    """Say what is wrong with the certificate that we showed."""
+    certificate = config.get("ssl.certificate.location")
+    if not certificate:
+        return "wants a client certificate, and kafka.ssl_certificate names none"
+    flaw = flaw_of(certificate, config.get("ssl.key.location", ""))
+    why = flaw or "its authority may be none that the brokers trust"
+    return f"refuses the client certificate (kafka.ssl_certificate: {certificate}): {why}"
 
 
 def failure(error: KafkaError, doing: str, needed: Iterable[Right] = ()) -> TelltaleError:

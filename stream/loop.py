@@ -25,19 +25,21 @@ from stream.kafka import (
     to_record,
     wait_for_broker,
     watermarks,
-    within,
 )
 from stream.kafka_access import Right, failure
 from stream.kafka_rights import lacking
 from stream.metrics import Health, Metrics
 from stream.settings import KafkaSettings
 from stream.stable_offsets import StableOffsets
+from stream.waiting import Stopping, in_slices, never, within
 
 _log = structlog.get_logger()
 
 POLL_S = 0.05
 _CHECK_S = 1.0
 _MARGIN_S = 1.0
+# Leaving the group waits for its coordinator; the group notices all the same when the session is over.
+_CLOSE_S = 5.0
 # Of a batch, about; records that hold many rows are worked on fewer at a time.
 _BATCH_BYTES = 8 * 2**20
 _PARTITION = attrgetter("partition")
@@ -68,7 +70,7 @@ class Stage(Protocol):
         """Apply records whose outputs were committed before, without producing anything."""
 
     def process(self, records: Sequence[Record]) -> Progress:
-        """Work on a batch, records of one partition in offset order."""
+        """Work on a batch, records of one partition in offset order; see `LoopConfig.keeps_records` for empty ones."""
 
     def check(self) -> None:
         """Look after what is owned, between two batches and once a second; also while there are no records."""
@@ -85,12 +87,15 @@ class LoopConfig(NamedTuple):
 
     transactional_id: stable per process instance, so that its successor ends the transaction it left open.
     batch_records: how many records at most are worked on before a commit; fewer where they are large.
+    keeps_records: the stage may keep records it has not done yet without having them held; so that it can do them
+    later, it is given an empty batch once a second and another one at the end.
     """
 
     topic: str
     group: str
     transactional_id: str
     batch_records: int
+    keeps_records: bool = False
 
 
 class TransactionalLoop:
@@ -112,18 +117,21 @@ class TransactionalLoop:
         self._lag_observed = 0.0
         self._checked = 0.0
         self._worked_at = 0.0
+        self._stopping: Stopping = never
+        self._consumer: Consumer | None = None
         self._stable_offsets = StableOffsets(kafka, config.topic, metrics, health)
 
-    def run(self, stopping: Callable[[], bool]) -> None:
+    def run(self, stopping: Stopping) -> None:
         """Loop until `stopping()`; raise TransientError if nothing works for the whole deadline.
 
         Records replayed, committed or held for want of room are work; so a long rebuild is no failure.
         """
         failing_since: float | None = None
+        self._stopping = stopping
         while not stopping():
             started = time.monotonic()
             try:
-                self._run_connected(stopping)
+                self._run_connected()
             except TransientError as error:
                 if self._worked_at > started or time.monotonic() - started > self._kafka.reconnect_deadline_s:
                     failing_since = None
@@ -134,33 +142,39 @@ class TransactionalLoop:
                 _log.warning("dropping all state and joining again", topic=self._config.topic, error=str(error))
                 time.sleep(0.5)
 
-    def _run_connected(self, stopping: Callable[[], bool]) -> None:
-        wait_for_broker(self._kafka, stopping=stopping)
+    def _run_connected(self) -> None:
+        wait_for_broker(self._kafka, stopping=self._stopping)
         producer = make_producer(producer_config(self._kafka, self._config.transactional_id))
+        doing = f"transactions of {self._config.transactional_id}"
         try:
-            producer.init_transactions(self._kafka.reconnect_deadline_s)
+            in_slices(producer.init_transactions, self._kafka.reconnect_deadline_s, doing, self._stopping)
         except KafkaException as error:
-            raise self._failure(error.args[0], f"transactions of {self._config.transactional_id}") from error
-        consumer = make_consumer(consumer_config(self._kafka, self._config.group))
+            raise self._failure(error.args[0], doing) from error
+        self._consumer = consumer = make_consumer(consumer_config(self._kafka, self._config.group))
         try:
             consumer.subscribe([self._config.topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
-            while not stopping():
+            while not self._stopping():
                 self._once(consumer, producer)
+            if self._config.keeps_records:
+                self._work(consumer, producer, [])
         finally:
             self._forget(list(self._owned))
-            consumer.close()
+            self._consumer = None
+            _leave(consumer)
 
     def _once(self, consumer: Consumer, producer: Producer) -> None:
         consumed = self._consume(consumer)  # may call _on_revoke, which takes records out of those held
         records = self._held + consumed
         self._health.tick()
         self._observe_lag(consumer)
-        self._check()
-        if not records:
-            return
+        checked = self._check()
+        if records or (checked and self._config.keeps_records):
+            self._work(consumer, producer, records)
+
+    def _work(self, consumer: Consumer, producer: Producer, records: list[Record]) -> None:
         self._held = []
         fresh = self._replay(records)
-        if not fresh:
+        if records and not fresh:
             return
         progress = self._stage.process(fresh)
         self._held = progress.held
@@ -250,10 +264,13 @@ class TransactionalLoop:
             if error is not None:
                 _log.warning("kafka", error=error.str())
 
-    def _check(self) -> None:
-        if time.monotonic() - self._checked >= _CHECK_S:
-            self._checked = time.monotonic()
-            self._stage.check()
+    def _check(self) -> bool:
+        """Have the stage look after itself if it is time to; say whether it was."""
+        if time.monotonic() - self._checked < _CHECK_S:
+            return False
+        self._checked = time.monotonic()
+        self._stage.check()
+        return True
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.inc(len(partitions))
@@ -264,8 +281,10 @@ class TransactionalLoop:
         self._health.set_ready("assignment", ready=True)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._metrics.rebalances.inc(len(partitions))
-        self._forget([partition.partition for partition in partitions])
+        # One that was given up may hear of it when another one owns the partitions.
+        if consumer is self._consumer:
+            self._metrics.rebalances.inc(len(partitions))
+            self._forget([partition.partition for partition in partitions])
         consumer.incremental_unassign(partitions)
 
     def _start(self, consumer: Consumer, place: TopicPartition) -> TopicPartition:
@@ -281,11 +300,12 @@ class TransactionalLoop:
 
         The outputs of a new group end at the oldest offset; so do those of a group whose offset is gone, loudly.
         """
+        deadline_s, doing = self._kafka.reconnect_deadline_s, f"offsets of {place.topic}/{place.partition}"
         try:
-            known = consumer.committed([place], timeout=self._kafka.reconnect_deadline_s)[0].offset
+            known = in_slices(partial(_committed, consumer, place), deadline_s, doing, self._stopping)
         except KafkaException as error:
-            raise self._failure(error.args[0], f"offsets of {place.topic}/{place.partition}") from error
-        low, high = watermarks(consumer, place, self._kafka.reconnect_deadline_s)
+            raise self._failure(error.args[0], doing) from error
+        low, high = watermarks(consumer, place, deadline_s, self._stopping)
         if known < 0:
             return low, low
         if low <= known <= high:
@@ -335,6 +355,18 @@ class _Deliveries(list[tuple[Outgoing, int]]):
     def __init__(self) -> None:
         super().__init__()
         self.refused: list[AccessError] = []
+
+
+def _committed(consumer: Consumer, place: TopicPartition, timeout_s: float) -> int:
+    return int(consumer.committed([place], timeout=timeout_s)[0].offset)
+
+
+def _leave(consumer: Consumer) -> None:
+    """Leave the group; give the client up where the brokers don't answer."""
+    try:
+        within(_CLOSE_S, "leaving the group", consumer.close)
+    except TransientError as error:
+        _log.warning("the group notices by itself", error=str(error))
 
 
 def _produce(producer: Producer, outgoing: list[Outgoing], delivered: _Deliveries) -> None:

@@ -73,6 +73,17 @@ class Metrics:
             "held_back_partitions", "Partitions whose records wait behind a transaction that nobody ends"
         )
         self.paused_partitions = gauge("paused_partitions", "Partitions waiting for the worker to catch up")
+        self.archived_rows = counter("archived_rows", "Rows written to the archive", "family")
+        self.archive_written_bytes = counter("archive_written_bytes", "Bytes of files written to the archive", "cause")
+        self.archive_removed_bytes = counter(
+            "archive_removed_bytes", "Bytes of files removed from the archive", "cause"
+        )
+        self.archive_size_bytes = gauge("archive_size_bytes", "All files of the archive")
+        self.archive_buffer_bytes = gauge(
+            "archive_buffer_bytes", "Rows that wait in memory to be written to the archive"
+        )
+        self.archive_flush = histogram("archive_flush_seconds", "Writing what has waited to the archive", _LATENCY)
+        self.archive_flush_age = gauge("archive_flush_age_seconds", "Age of the oldest row that waits to be written")
 
     def time_redis(self, operation: str) -> AbstractContextManager[object]:
         """Measure one Redis round trip."""

@@ -38,6 +38,7 @@ class RetrainingSettings(Section):
     minimum_rows: int = Field(
         2000, ge=1, description="rows an entity wants to be used, and time after a drift in slots"
     )
+    most_rows: int = Field(5_000_000, ge=1, description="of all entities, the newest; an archive may hold more")
     held_out: float = Field(0.2, gt=0, lt=1, description="newest share of each entity's rows, kept for the gates")
     cool_down_minutes: float = Field(360.0, ge=0, description="between the end of one attempt and the next")
     back_off_minutes: float = Field(10.0, gt=0, description="after a failure; doubles with each one more, up to a day")

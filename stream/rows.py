@@ -4,7 +4,7 @@ Equal by law to decoding record by record and looking at each row by itself; the
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import chain, compress, pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -24,7 +24,7 @@ class FamilyRows(NamedTuple):
 
     bounds: rows of entity i stand from bounds[i] up to, not including, bounds[i + 1]; there is at least one.
     records: (n,) index of the record that a row came in; slots of one record ascend. slots, offsets: (n,).
-    values: (n, C), NaN where missing.
+    values: (n, C), NaN where missing. ts_ms: of each row, a list because it is one already and most readers want slots.
     """
 
     family: FamilySettings
@@ -34,6 +34,7 @@ class FamilyRows(NamedTuple):
     slots: NDArray[np.int64]
     offsets: NDArray[np.int64]
     values: NDArray[np.float32]
+    ts_ms: list[int]
 
 
 class DecodedRecords(NamedTuple):
@@ -111,10 +112,11 @@ def _fitting(found: Sequence[_Found], offsets: NDArray[np.int64], refused: dict[
         for at in np.flatnonzero(~keep).tolist():
             refused[int(records[at])] = _out_of_range(ts_ms[at], family)
         records, slots, values = records[keep], slots[keep], values[keep]
+        ts_ms = [*compress(ts_ms, keep)]
         bounds = np.cumsum([0, *keep])[bounds]
         entities = [entity for entity, (first, end) in zip(entities, pairwise(bounds), strict=True) if first < end]
         bounds = np.unique(bounds)
-    return FamilyRows(family, entities, bounds.tolist(), records, slots, offsets[records], values)
+    return FamilyRows(family, entities, bounds.tolist(), records, slots, offsets[records], values, ts_ms)
 
 
 def _values(found: Sequence[_Found], width: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -156,6 +156,20 @@ class WorkerSettings(Section):
     model_poll_s: float = Field(1.0, gt=0, description="how often the registry is asked for a new champion")
 
 
+class ArchiveSettings(Section):
+    """The telemetry archive: where it lies, how it is written and how much of it is kept."""
+
+    url: str = Field("archive", min_length=1, description="folder or URL of the archive")
+    flush_s: float = Field(60.0, gt=0, description="rows are in a file, and their offsets committed, after so long")
+    buffer_mib: int = Field(32, ge=1, description="or as soon as so much of them waits in memory")
+    file_mib: int = Field(
+        128, ge=1, description="files are merged up to so much, as they lie in memory; a merge takes thrice that"
+    )
+    upkeep_s: float = Field(60.0, gt=0, description="how often files are merged and old ones removed")
+    keep_days: int = Field(0, ge=0, description="days of telemetry to keep, by the rows' own time; 0 is all of them")
+    keep_gib: float = Field(100.0, ge=0, description="size above which the oldest days are removed; 0 is no limit")
+
+
 class FamilySettings(Section):
     """A set of entities with the same channels; one model per family."""
 
@@ -212,6 +226,7 @@ class Settings(BaseSettings):
 
     deployment: str = Field("telltale", pattern=_NAME, description="names this installation in every alert")
     instance: str = Field("0", pattern=_NAME, description="names this process among those of its service")
+    stop_deadline_s: float = Field(25.0, gt=0, description="a service asked to end has ended after so long, or exits")
     registry: str = Field("registry", min_length=1, description="folder or URL of the model registry")
     kafka: KafkaSettings = KafkaSettings()
     redis: RedisSettings = RedisSettings()
@@ -220,6 +235,7 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     worker: WorkerSettings = WorkerSettings()
     retraining: RetrainingSettings = RetrainingSettings()
+    archive: ArchiveSettings = ArchiveSettings()
     families: Annotated[list[FamilySettings], Field(description="declared families, first match wins")] = []
 
     @field_validator("families")

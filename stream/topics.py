@@ -59,6 +59,7 @@ USES = {
     # It reads notices again that the worker has not got to.
     "windower": Use(reads=(TELEMETRY, WINDOWS), writes=(WINDOWS, DEAD_LETTERS)),
     "worker": Use(reads=(WINDOWS, DECISIONS), writes=(SCORES, ALERTS, DECISIONS, SHADOW_SCORES)),
+    "archiver": Use(reads=(TELEMETRY,)),
     "retrainer": Use(reads=(MODELS, DRIFT, SCORES, SHADOW_SCORES, ALERTS), writes=(MODELS,)),
     "models": Use(writes=(MODELS,)),
     "replay": Use(writes=(TELEMETRY,)),

@@ -23,7 +23,7 @@ from stream.contracts import SourceRange, WindowNotice
 from stream.decoding import SampleDecoder
 from stream.errors import ContractError, UsageError
 from stream.heads import Cut, Head, HeadRecord
-from stream.kafka import Outgoing, Record, wait_until
+from stream.kafka import Outgoing, Record
 from stream.loop import Progress
 from stream.metrics import Health, Metrics
 from stream.newcomers import Newcomers
@@ -34,6 +34,7 @@ from stream.rows import FamilyRows, decode_records
 from stream.service import Service, run_service
 from stream.settings import Settings
 from stream.topics import DEAD_LETTERS, TELEMETRY, WINDOWS, topic_name
+from stream.waiting import wait_until
 from stream.window_store import RingWrite, Snapshot, WindowStore, connect
 
 _log = structlog.get_logger()
@@ -334,7 +335,7 @@ def run_windower(settings: Settings, stop: threading.Event) -> None:
     metrics, health = Metrics(), Health(settings.metrics.liveness_s)
     store = connect(settings.redis, metrics.time_redis, layout=settings.layout)
     wait_until(store.check, settings.kafka.reconnect_deadline_s, "Redis", stop.is_set)
-    acks = KafkaAcknowledgements(settings)
+    acks = KafkaAcknowledgements(settings, stopping=stop.is_set)
     try:
         stage = Windower(settings, store, acks, metrics, health)
         run_service(settings, Service("windower", TELEMETRY, _BATCH_RECORDS, stage, metrics, health), stop)

@@ -1,9 +1,12 @@
 """Manifests and windows made up for tests: a detector of the real shape with random weights."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from detector.blocks import WindowView
 from detector.companions import PREFIX, Companions
 from detector.denoiser import Denoiser
 from detector.engine import WindowBatch
@@ -20,7 +23,11 @@ from detector.manifest import (
     Tail,
     TrainingRecord,
 )
+from detector.models import Model
+from detector.offline import Series, _notices, _Piece, _score
+from stream.contracts import WindowNotice
 from stream.grid import Geometry
+from stream.heads import Cut
 
 
 def untrained(
@@ -98,6 +105,12 @@ def random_windows(manifest: Manifest, entities: list[str], *, missing: float = 
     values.transpose(0, 2, 1)[generator.random((shape[0], shape[2])) < missing / 2] = np.nan
     end_slots = generator.integers(10**9, 2 * 10**9, len(entities)) // manifest.geometry.hop * manifest.geometry.hop - 1
     return WindowBatch(entities, end_slots, values)
+
+
+def scored_windows(model: Model, series: Series, cuts: Sequence[Cut]) -> Iterator[tuple[WindowNotice, WindowView]]:
+    """Yield the windows of a recorded series as the worker gets them, and what the model says of each."""
+    views = _score(model, [_Piece(series, list(cuts), first=True, last=True)])
+    return zip(_notices(model, series, cuts), views, strict=True)
 
 
 def _calibration(

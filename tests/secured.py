@@ -4,10 +4,11 @@ import os
 import secrets
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -64,17 +65,26 @@ class Certificates(NamedTuple):
 
 def make_certificates(folder: Path) -> Certificates:
     """Make certificates."""
+    return make_authorities(folder)[0]
+
+
+def make_authorities(folder: Path) -> tuple[Certificates, trustme.CA, trustme.CA]:
+    """Make certificates; return those who vouch too: the authority and the stranger."""
     made = Certificates(*(folder / name for name in ("ca.pem", "stranger.pem", "server.pem", "server.key")))
-    authority = trustme.CA()
+    authority, stranger = trustme.CA(), trustme.CA()
     authority.cert_pem.write_to_path(str(made.authority))
-    trustme.CA().cert_pem.write_to_path(str(made.stranger))
-    server = authority.issue_cert("localhost", "127.0.0.1")
-    server.cert_chain_pems[0].write_to_path(str(made.server))
-    key = serialization.load_pem_private_key(server.private_key_pem.bytes(), None)
+    stranger.cert_pem.write_to_path(str(made.stranger))
+    keep(authority.issue_cert("localhost", "127.0.0.1", common_name=ADMIN), made.server, made.server_key)
+    return made, authority, stranger
+
+
+def keep(issued: trustme.LeafCert, certificate: Path, key: Path) -> None:
+    """Write a certificate and its key."""
+    issued.cert_chain_pems[0].write_to_path(str(certificate))
+    private = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
     # The one format that Kafka reads.
     pem, pkcs8, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    made.server_key.write_bytes(key.private_bytes(pem, pkcs8, plain))
-    return made
+    key.write_bytes(private.private_bytes(pem, pkcs8, plain))
 
 
 class Tool(NamedTuple):
@@ -114,7 +124,7 @@ class SecuredKafka:
 
     def __init__(self, bootstrap: str, certificates: Certificates, folder: Path, admin_password: str) -> None:
         self.certificates = certificates
-        self._bootstrap = bootstrap
+        self.bootstrap = bootstrap
         self._folder = folder
         self._passwords = {ADMIN: admin_password}
 
@@ -130,7 +140,7 @@ class SecuredKafka:
         """Return the section `kafka` of a user's settings."""
         login = {"sasl_username": user, "sasl_password_file": str(self.password_file(user))}
         secured = {"security_protocol": "SASL_SSL", "ssl_ca": str(self.certificates.authority)}
-        return {"bootstrap": self._bootstrap, **secured, **login, **more}
+        return {"bootstrap": self.bootstrap, **secured, **login, **more}
 
     @cached_property
     def admin(self) -> AdminClient:
@@ -194,7 +204,12 @@ def _of_call(options: dict[str, str]) -> AclBinding:
 
 
 @contextmanager
-def secured_kafka(folder: Path, certificates: Certificates) -> Iterator[SecuredKafka]:
+def secured_kafka(
+    folder: Path,
+    certificates: Certificates,
+    kind: type[SecuredKafka] = SecuredKafka,
+    more_settings: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[SecuredKafka]:
     """Run a broker of this block's own. A run of the tests that is killed leaves its folder's `stack.json` behind."""
     port, controller_port, admin_password = processes.free_port(), processes.free_port(), password()
     process = local_kafka.launch(
@@ -202,13 +217,13 @@ def secured_kafka(folder: Path, certificates: Certificates) -> Iterator[SecuredK
         port,
         controller_port,
         ensure_jars(default_cache_dir()),
-        more_settings=_doors(port, controller_port, certificates, admin_password),
+        more_settings={**_doors(port, controller_port, certificates, admin_password), **more_settings},
         format_arguments=["--add-scram", f"SCRAM-SHA-512=[name={ADMIN},password={admin_password}]"],
     )
     known = {"port": port, "controller_port": controller_port, "process": process}
     (folder / "stack.json").write_bytes(msgspec.json.encode({"kafka": known}))
     try:
-        kafka = SecuredKafka(f"localhost:{port}", certificates, folder, admin_password)
+        kafka = kind(f"localhost:{port}", certificates, folder, admin_password)
         _wait_until_ready(kafka, port)
         yield kafka
     finally:

@@ -38,6 +38,7 @@ __all__ = [
     "fingerprint",
     "read_dataset",
     "read_rows",
+    "to_dataset",
     "warn_of_still_channels",
     "window_ends",
 ]
@@ -97,15 +98,25 @@ def read_dataset(path: str | Path, *, interval_ms: int | None = None) -> Dataset
     Raises UsageError if the file can't be read as telemetry.
     """
     table = read_table(path)
+    return to_dataset(table, path, read_channels(table.schema, path), interval_ms=interval_ms)
+
+
+def to_dataset(
+    table: pa.Table, path: str | Path, channels: list[Channel], *, interval_ms: int | None = None
+) -> Dataset:
+    """Make a data set of rows with these channels; `path` says in messages where they come from.
+
+    Interval and errors as `read_dataset`.
+    """
     if table.num_rows < 2:
         raise UsageError(f"{path}: wants at least 2 rows, got {table.num_rows}")
     code, names = read_entities(table, path)
     times = read_times(table, path, code, interval_ms)
-    channels = read_channels(table.schema, path)
     order = np.lexsort((times.exact, code))
     if (np.diff(order) != 1).any():
         _log.warning("rows_sorted", path=str(path), reason="rows of an entity were apart or out of time order")
-    values, labels = _values(table, channels, order, path), read_labels(table, path)
+    values = _values(table, channels, order, path)
+    labels = None if any(channel.name == "label" for channel in channels) else read_labels(table, path)
     labels = None if labels is None else labels[order]
     code, exact = code[order], times.exact[order]
     slots = _slots(times.ts_ms[order], times.interval_ms)

@@ -20,6 +20,7 @@ from detector.registry import Registry
 from stream.contracts import Gate
 from stream.errors import CheckpointError, UsageError
 from stream.grid import MAX_TS_MS
+from training.archive import read_archive
 from training.datasets import Dataset, Series, fingerprint, read_dataset
 from training.gates import Figures, judge
 from training.knobs import half_range
@@ -84,8 +85,10 @@ def load_champion(registry: Registry, job: Job) -> Champion | None:
 
 def read_rows(job: Job) -> Dataset:
     """Read the rows that may be trained on, by the family's declaration; those of alarms are missing."""
-    family = job.declared
-    dataset = read_dataset(job.settings.data, interval_ms=family.interval_ms)
+    family, data = job.declared, job.settings.data
+    if "://" in data or Path(data).is_dir():
+        return read_archive(data, family, job.start_ms, job.at_ms, job.exclude, most_rows=job.settings.most_rows)
+    dataset = read_dataset(data, interval_ms=family.interval_ms)
     outside = [(0, job.start_ms), (job.at_ms, MAX_TS_MS)]
     series = [one for one in dataset.series if family.matches(one.entity)]
     series = [without(one, [*outside, *job.exclude.get(one.entity, ())], family.interval_ms) for one in series]

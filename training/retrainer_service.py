@@ -27,7 +27,6 @@ from stream.kafka import (
     read_to_end,
     to_record,
     wait_for_broker,
-    wait_until,
 )
 from stream.kafka_access import Right, failure
 from stream.kafka_rights import lacking
@@ -46,6 +45,7 @@ from stream.topics import (
     partition_counts,
     topic_name,
 )
+from stream.waiting import wait_until
 from training.exclusion import Intervals, excluded
 from training.observation import Observations
 from training.retrain_process import ProcessJobs

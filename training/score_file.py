@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detector.models import Model, prove
-from detector.offline import score_series
+from detector.offline import score_all
 from detector.registry import Registry
 from stream.errors import UsageError
 from training.datasets import Dataset, Series, read_dataset, read_rows
@@ -61,10 +61,10 @@ def score_file(
     dataset = fit_dataset(read_dataset(data, interval_ms=manifest.interval_ms), model)
     rows = read_rows(data, interval_ms=manifest.interval_ms)
     columns = _columns(len(rows.slots), len(model.numeric) if explain else None)
-    for number, series in enumerate(dataset.series):
+    found = zip(dataset.series, score_all(model, dataset.series, explain=explain), strict=True)
+    for number, (series, scores) in enumerate(found):
         own = np.flatnonzero(rows.code == number)
         place = np.searchsorted(series.slots, rows.slots[own])
-        scores = score_series(model, series, explain=explain)
         for name, values in columns.items():
             values[own] = getattr(scores, name)[place]
         on_series(number + 1, len(dataset.series))

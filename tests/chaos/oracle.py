@@ -11,7 +11,8 @@ network for the scores of windows it cut, and compares with what committed reade
 - a row more than `max_jump` slots (and more than such a silence) from its entity's newest one is a dead letter, unless
   it is the last of `jump_rows` in a row, each later than the one before and none farther than that from it: with that
   row the entity begins anew, wherever it is;
-- of two rows with one slot the later one counts; a row behind a finished window is a dead letter, as is a broken one.
+- of two rows with one slot the later one counts; a row behind a finished window is a dead letter, as is a broken one;
+- a record of many rows is taken or refused as its first row is, and refused where that lags more than the lateness.
 """
 
 from collections import Counter, defaultdict
@@ -81,7 +82,7 @@ class _Series:
 
     def __init__(self, sent: Sequence[Sending], *, ended: bool) -> None:
         self.ended = ended
-        last = {one.slot: one.values for one in sent}
+        last = {slot: values for one in sent for slot, values in one.rows}
         self.slots = np.array(sorted(last), dtype=np.int64)
         self.values = np.array([last[slot] for slot in self.slots.tolist()], dtype=np.float32)
         self.scores = {stage: np.full(len(last), np.nan) for stage in ("provisional", "final")}
@@ -148,8 +149,10 @@ class Oracle:
                     continue
                 yield near
                 near, away, newest = [], [], one.slot
-            newest = max(newest, one.slot)
-            if one.kind != "late":
+            if one.kind == "late":
+                newest = max(newest, one.slot)
+            else:
+                newest = max(newest, one.rows[-1][0])
                 near.append(one)
         yield near
 

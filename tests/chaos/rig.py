@@ -188,7 +188,7 @@ class Load:
                 producer.poll(min(ahead, 0.2))
             if self._given_up:
                 return
-            producer.produce(topic, one.payload, one.entity.encode(), on_delivery=self._delivered)
+            producer.produce(topic, one.payload, one.entity.encode(), headers=one.headers, on_delivery=self._delivered)
         if producer.flush(120):
             self._failed.append("no answer in time")
 

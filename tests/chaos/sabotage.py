@@ -71,7 +71,7 @@ def forget_the_verdicts() -> None:
     """Judge an entity anew after every change of owner, as if nothing had been published of it."""
     from detector import worker
 
-    def nothing(_: Any) -> Callable[[int], Iterable[Any]]:
+    def nothing(*_: Any) -> Callable[[int], Iterable[Any]]:
         return lambda partition: ()
 
     worker.read_states = nothing

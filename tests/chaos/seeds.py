@@ -95,6 +95,8 @@ def _run(
     try:
         with attacked(stack, settings, folder, partial(prepare, breaking)) as rig:
             with Load(settings, records, size.rows_per_s) as load:
+                if breaking:  # a fault before there is anything to lose would show nothing
+                    wait_for_scores(settings, 1, PATIENCE_S, rig.services.check)
                 for fault in _while_loaded(load, faults if faults is not None else plan.draw(seed, _FAULTS)):
                     suffered.append(fault)
                     rig.suffer(fault)

@@ -93,10 +93,14 @@ class Processes:
         self.wait_for_crash(service)
         return True
 
-    def wait_for_end(self, service: str) -> int | None:
-        """Return the exit code of a service that is to end by itself."""
-        process = self._running.pop(service)
-        process.join(WAIT_S)
+    def wait_for_end(self, service: str, timeout_s: float = WAIT_S) -> int | None:
+        """Return the exit code of a service that is to end by itself, None if it goes on."""
+        process = self._running[service]
+        process.join(timeout_s)
+        if process.exitcode is None:
+            self._show_stacks(process)
+        else:
+            del self._running[service]
         return process.exitcode
 
     def signal(self, service: str) -> None:
@@ -205,7 +209,9 @@ def sending(settings: Settings, samples: Sequence[Sample], rows_per_s: float) ->
 def forked() -> Callable[..., ForkServerProcess]:
     """Return how processes are made; the first call starts to load what they need."""
     context: ForkServerContext = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["telltale", "detector.worker", "stream.windower", "torch._dynamo"])
+    context.set_forkserver_preload(
+        ["telltale", "detector.worker", "stream.windower", "stream.archiver", "torch._dynamo"]
+    )
     ensure_running()
     return context.Process
 
@@ -222,7 +228,7 @@ def _shorten_sessions(settings: Settings) -> None:
         ConfigEntry(f"consumer.{name}.ms", value, incremental_operation=AlterConfigOpType.SET)
         for name, value in (("session.timeout", str(int(1000 * SESSION_S))), ("heartbeat.interval", "400"))
     ]
-    groups = [group_name(settings.topics, service) for service in ("windower", "worker")]
+    groups = [group_name(settings.topics, service) for service in ("windower", "worker", "archiver")]
     resources = [ConfigResource(ResourceType.GROUP, group, incremental_configs=entries) for group in groups]
     admin = make_admin(settings.kafka)  # kept while its answers are waited for
     for done in admin.incremental_alter_configs(resources).values():

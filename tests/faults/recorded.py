@@ -11,11 +11,12 @@ from detector.alerts import advance
 from detector.cuts import cut_series
 from detector.decision import decide, initial_moments
 from detector.models import Model
-from detector.offline import _notices, _views, score_series
+from detector.offline import score_series
 from detector.worker import missing_fraction
 from stream.contracts import Alert, Sample, ScoreBlock
 from stream.grid import Geometry
 from stream.settings import Settings
+from tests.builders import scored_windows
 from tests.pipeline import WAIT_S, alerts, blocks
 from training.datasets import Series
 
@@ -112,7 +113,7 @@ def _offline_alerts(model: Model, settings: Settings, series: Series) -> Iterato
     """Fold the windows of a series as the worker does, from one process that never dies."""
     cuts = cut_series(GEOMETRY, series, ended=False)
     moments, episode = initial_moments(model.manifest, model.calibration(series.entity)), None
-    for notice, view in zip(_notices(model, series, cuts), _views(model, series, cuts), strict=True):
+    for notice, view in scored_windows(model, series, cuts):
         decision = decide(model.manifest, model.numeric_names, notice, view, moments)
         moments, missing = decision.moments, missing_fraction(notice)
         step = advance(model.manifest, settings.deployment, notice, decision.hits, episode, missing)

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 
 from detector.alerts import advance
-from detector.cuts import cut_series
 from detector.decision import decide, initial_moments
 from detector.floor import WEEK_MS
 from detector.manifest import AlarmBudget, Moments, Peaks
-from detector.offline import _notices, _views
 from detector.worker import missing_fraction
+from stream.errors import ContractError
+from stream.heads import Head
+from tests.builders import scored_windows
 from tests.chaos.oracle import Found, Oracle
 from tests.chaos.plan import Fault
 from tests.chaos.rig import GEOMETRY, publish_model
 from tests.chaos.seeds import Size, run_seed
-from tests.chaos.workload import Workload
+from tests.chaos.workload import FIRST_SLOT, Workload
 from training.datasets import Series
 
 WORKLOAD = Workload(GEOMETRY, seed=5, entities=8, rows=4800)
@@ -34,26 +35,46 @@ def oracle(model):
     return Oracle(model, WORKLOAD.records)
 
 
-def answer(model):
+def folded(sent, *, whole=True):
+    """What the live fold makes of one entity's records: the rows it takes, its cuts, and what it refuses.
+
+    whole: refuse records of many rows as a whole.
+    """
+    head, rows, cuts, refused = Head(GEOMETRY, sent[0].slot), {}, [], []
+    for offset, one in enumerate(sent):
+        try:
+            if whole and one.kind != "row" and one.more:
+                raise ContractError(one.kind, "a record of many is refused as a whole")
+            for slot, values in one.rows:
+                cuts += head.add(slot, offset)
+                rows[slot] = values
+        except ContractError:
+            refused.append(one.payload)
+    return rows, cuts, refused
+
+
+def answer(model, **how):
     """What a pipeline that nothing happens to publishes."""
-    rows = defaultdict(dict)
+    sent = defaultdict(list)
+    letters = [one.payload for one in WORKLOAD.records if one.kind == "broken"]
     for one in WORKLOAD.records:
-        if one.kind == "row":
-            rows[one.entity][one.slot] = one.values
+        if one.kind != "broken":
+            sent[one.entity].append(one)
     blocks, alerts = [], []
-    for entity, by_slot in rows.items():
+    for entity, records in sent.items():
+        by_slot, cuts, refused = folded(records, **how)
+        letters += refused
         slots = np.array(sorted(by_slot))
         series = Series(entity, slots, np.array([by_slot[s] for s in slots], dtype=np.float32), None)
-        cuts = cut_series(GEOMETRY, series, ended=False)
         moments, episode = initial_moments(model.manifest, model.calibration(entity)), None
-        for notice, view in zip(_notices(model, series, cuts), _views(model, series, cuts), strict=True):
+        for notice, view in scored_windows(model, series, cuts):
             decision = decide(model.manifest, model.numeric_names, notice, view, moments)
             moments = decision.moments
             step = advance(model.manifest, "chaos", notice, decision.hits, episode, missing_fraction(notice))
             episode = step.episode
             blocks += decision.blocks
             alerts += step.alerts
-    return Found(blocks, alerts, [one.payload for one in WORKLOAD.records if one.kind != "row"])
+    return Found(blocks, alerts, letters)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +89,8 @@ def test_the_oracle_agrees_with_the_offline_answer(oracle, offline):
     assert {alert.state for alert in offline.alerts} >= {"firing", "resolved"}
     assert len(offline.dead_letters) > 10
     assert {one.kind for one in WORKLOAD.records} == {"row", "late", "stray", "broken"}
+    assert {one.kind for one in WORKLOAD.records if one.more} == {"row", "late", "stray"}
+    assert {number for _, number in oracle._series} == {0, 1, 2}  # a clock that has jumped ahead and back
 
 
 def test_the_oracle_agrees_where_a_budget_of_false_alarms_raises_thresholds(model, offline):
@@ -82,6 +105,18 @@ def test_the_oracle_agrees_where_a_budget_of_false_alarms_raises_thresholds(mode
     raised = [b.threshold > o.threshold * 1.01 for b, o in zip(found.blocks, offline.blocks, strict=True)]
     assert any(raised)
     assert judge.compare(offline).counts["wrong"] > 0
+
+
+def test_the_oracle_notices_rows_taken_from_a_record_that_is_refused(model, oracle):
+    difference = oracle.compare(answer(model, whole=False))
+    assert difference.counts["wrong"] > 0
+    assert difference.counts["missing"] > 0
+
+
+def test_the_oracle_notices_a_clock_that_was_not_believed_when_it_jumped(oracle, offline):
+    jumped = {entity for entity, number in oracle._series if number}
+    ahead = [b for b in offline.blocks if not (b.entity in jumped and b.start_slot > FIRST_SLOT + 10**6)]
+    assert oracle.compare(offline._replace(blocks=ahead)).counts["missing"] > 100
 
 
 def without(items, index):

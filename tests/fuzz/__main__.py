@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 _LONGEST = 4000
 TARGETS = (
     "sample",
+    "columns",
     "ring",
     "notice",
     "block",

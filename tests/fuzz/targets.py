@@ -16,6 +16,7 @@ from pyarrow import fs
 from detector import checkpoint
 from detector.checkpoint import Golden, read_manifest, write_bundle
 from detector.worker import EntityState
+from stream.columns import COLUMNS, to_columns
 from stream.contracts import Alert, DeadLetter, DroppedLetters, ScoreBlock, WindowNotice
 from stream.decoding import MSGPACK, SampleDecoder, to_float32
 from stream.errors import CheckpointError, ContractError
@@ -64,6 +65,27 @@ def _sample_seeds() -> Iterable[bytes]:
     yield b"j" + msgspec.json.encode(plain)
     yield b"m" + msgspec.msgpack.encode(plain)
     yield b'j{"entity": "e1", "ts": 1, "values": {"a": 1e308, "b": -0}}'
+
+
+def columns(data: bytes) -> None:
+    """A record of many rows is finite float32 rows at ascending slots, close enough to each other, or refused."""
+    try:
+        reader = _samples().reader(b"e1", _samples().check(data), COLUMNS)
+        ts_ms, values = reader.read_columns(data)
+    except ContractError:
+        return
+    slots = [slot_of(ts, FAMILY.interval_ms) for ts in ts_ms]
+    assert slots == sorted(set(slots))
+    assert 0 <= slots[-1] - slots[0] <= FAMILY.hop
+    assert values.shape == (len(slots), len(FAMILY.channels))
+    assert not np.isinf(values).any()
+
+
+def _columns_seeds() -> Iterable[bytes]:
+    ts_ms = 1_767_225_600_000 + 1000 * np.arange(5)
+    for names in (["a", "b", "c"], ["c", "a"], ["b"]):
+        values = np.where(np.arange(5 * len(names)) % 4 == 1, np.nan, 1.5).reshape(5, -1)
+        yield msgspec.msgpack.encode(to_columns("e1", names, ts_ms, values.astype(np.float32)))
 
 
 def ring(data: bytes) -> None:
@@ -188,6 +210,7 @@ def targets() -> dict[str, Target]:
 
     return {
         "sample": Target(sample, _sample_seeds),
+        "columns": Target(columns, _columns_seeds),
         "ring": Target(ring, _ring_seeds),
         "notice": record(WindowNotice, source=source),
         "block": record(ScoreBlock, stage="final", model=model, scores=[1.0, None], preds=[True, False]),

@@ -15,7 +15,7 @@ import msgspec
 import psutil
 
 from benchmarks.rig import unwinding_on_sigterm
-from tests.hard_faults import brokers, floods, processes, registries, restores, stores, takeovers
+from tests.hard_faults import brokers, disks, floods, processes, registries, restores, stores, takeovers
 from tests.hard_faults.scene import Row, Stage, stage
 
 Fault = Callable[[Stage, Row], None]
@@ -29,6 +29,7 @@ FAULTS: dict[str, Fault] = {
     "worker zombie": processes.zombie_worker,
     "windower zombie": processes.zombie_windower,
     "slow worker": processes.slow_worker,
+    "late poll": processes.late_poll,
     "scaling 1-4-2": processes.scaling,
     "Redis slow": stores.redis_slow,
     "Redis partition": stores.redis_partition,
@@ -47,6 +48,8 @@ FAULTS: dict[str, Fault] = {
     "alias flapping": registries.alias_flapping,
     "three trainers at once": registries.racing_trainers,
     "disk full": registries.disk_full,
+    "disk of a broker full": disks.broker_disk_full,
+    "disk of Redis full": disks.redis_disk_full,
 }
 
 

@@ -9,7 +9,7 @@ from confluent_kafka.admin import AdminClient
 
 from deploy import local_kafka
 from deploy.kafka_jars import default_cache_dir, ensure_jars
-from deploy.processes import ServerProcess, accepts_connections, free_port, stop
+from deploy.processes import ServerProcess, accepts_connections, free_port, is_alive, stop
 from tests.hard_faults.proxy import Proxy
 
 _READY_S = 90.0
@@ -49,6 +49,10 @@ class Cluster:
     def kill(self, number: int) -> None:
         """Kill a broker without a warning (SIGKILL)."""
         stop(self._running.pop(number), grace_s=0)
+
+    def ended(self, number: int) -> bool:
+        """Say whether a broker has ended by itself."""
+        return not is_alive(self._running[number])
 
     def stop(self) -> None:
         """End all brokers."""

@@ -1,19 +1,27 @@
 """Faults of the services themselves: killed, frozen, slow, too many, too few."""
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import psutil
 
 from tests.chaos.rig import TRANSACTION_S
 from tests.chaos.workload import count_rows
 from tests.faults.live import SESSION_S, Crash
 from tests.hard_faults.scene import Row, Scene, Stage
+from tests.pipeline import wait_for
 
 # A dead member is noticed after its session, and what it left open hides what comes after it until its time is over.
 LIMIT_S = max(SESSION_S + 5.0, TRANSACTION_S + 1.0) + 2.0
 _MEMORY_GROWTH_MIB = 60.0
+# What the client is allowed between two polls, and what it takes; the instance, and its batch, that is late.
+_POLL_S, _LATE_S = 7.0, 14.0
+LATE, _LATE_BATCH = "1", 30
+_LATE_NOW = "this batch was late"
+_LEFT = "dropping all state and joining again"
 
 
 def nothing(stage: Stage, row: Row) -> None:
@@ -91,6 +99,53 @@ def make_slow() -> None:
         return run(worker, model, notices, windows)
 
     Worker._run = slowly
+
+
+def late_poll(stage: Stage, row: Row) -> None:
+    """In a classic group one of two workers, then of two windowers, works on one batch beyond max.poll.interval.ms."""
+    kafka = {"group_protocol": "classic", "session_timeout_ms": 6000}
+    with stage.scene(prepare=make_late, kafka=kafka) as scene:
+        for service in ("worker", "windower"):
+            scene.services.start(f"{service}-{LATE}")
+        for service in ("worker", "windower"):
+            name = f"{service}-{LATE}"
+            wait_for(lambda name=name: _why(scene.services.log(name)) != "", f"{name} to be thrown out", 120.0)
+            row.details[service] = _why(scene.services.log(name))
+        row.recovery_s = scene.recovery()
+        row.limit_s = LIMIT_S + _LATE_S
+        judge(scene, row)
+
+
+def _why(log: str) -> str:
+    """Return what a service that was late says for having dropped its state, nothing if it has not yet."""
+    lines = log.partition(_LATE_NOW)[2].splitlines()
+    return next((str(msgspec.json.decode(line)["error"]) for line in lines if _LEFT in line), "")
+
+
+def make_late() -> None:
+    """Let instance `LATE` take too long over one batch, awake all the time."""
+    from detector.worker import Worker
+    from stream import loop
+    from stream.windower import Windower
+
+    config, batches = loop.consumer_config, iter(range(1, 1_000_000))
+
+    def impatient(*arguments: Any) -> dict[str, Any]:
+        return config(*arguments) | {"max.poll.interval.ms": int(1000 * _POLL_S)}
+
+    def late(process: Any) -> Any:
+        def work(stage: Any, records: Any) -> Any:
+            progress = process(stage, records)
+            if next(batches) == _LATE_BATCH:
+                time.sleep(_LATE_S)
+                os.write(2, f"{_LATE_NOW}\n".encode())
+            return progress
+
+        return work
+
+    loop.consumer_config = impatient
+    if os.environ["TELLTALE_INSTANCE"] == LATE:
+        Worker.process, Windower.process = late(Worker.process), late(Windower.process)
 
 
 def scaling(stage: Stage, row: Row) -> None:

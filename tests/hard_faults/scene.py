@@ -112,7 +112,7 @@ class StoppableLoad(Load):
                 return
             self.sent.append(one)
             if one.kind == "row":
-                self.newest[one.entity] = max(self.newest.get(one.entity, 0), one.slot)
+                self.newest[one.entity] = max(self.newest.get(one.entity, 0), one.rows[-1][0])
             yield one
         self._failed.append("the scene took longer than its telemetry lasts")
 
@@ -199,7 +199,9 @@ class Stage:
             "kafka", {}
         )
         settings = make_settings(model.manifest, folder / "registry", bootstrap, redis_url, prefix, **more)
-        records = Workload(GEOMETRY, seed=self._scenes, entities=ENTITIES, rows=int(rows_per_s * seconds)).records
+        # What has recovered is told by slots that only grow.
+        rows = int(rows_per_s * seconds)
+        records = Workload(GEOMETRY, seed=self._scenes, entities=ENTITIES, rows=rows, jumping=False).records
         with attacked(self.stack, settings, folder, prepare) as rig:
             follower = Follower(settings)
             load = StoppableLoad(settings, records, rows_per_s)

@@ -7,7 +7,7 @@ import pytest
 import redis
 from rich.console import Console
 
-from benchmarks import growth, inference, ingest, pipeline
+from benchmarks import archive, growth, inference, ingest, pipeline
 from benchmarks.rig import make_rig
 from benchmarks.workload import FEW_NUMERIC, make_family
 from deploy.demo_view import DemoView
@@ -116,3 +116,11 @@ def test_a_rig_leaves_no_topic_and_no_key_behind(console):
     wait_for(lambda: not ours & set(admin.list_topics(timeout=10).topics), "the broker to forget the topics", 30)
     assert not rig.folder.exists()
     client.close()
+
+
+def test_the_archive_benchmark_measures_all_that_it_says(console):
+    report = written(archive.run(console, rows=2000, runs=2))
+    assert set(report["spreads"]) == {"json", "columns", "merged", "read"}
+    check_spreads(report["spreads"].values(), 2)
+    assert report["rows"] >= 2000
+    assert 0 < report["bytes_per_row"] < 4 * report["channels"] + 40

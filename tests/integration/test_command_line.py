@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import tomllib
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,11 +13,18 @@ import pytest
 import torch
 import typer
 
+from deploy.replay import samples
+from stream.archive import Archive
+from stream.archiver import Archiver
+from stream.metrics import Metrics
+from stream.settings import Settings
 from telltale import app
 from tests.builders import untrained
 from tests.commands import CommandLine
+from tests.fakes import record
 from tests.faults.recorded import GEOMETRY
 from tests.pipeline import publish
+from training.datasets import read_dataset
 
 FIRST_MS = 1_767_225_600_000
 FAMILY = """
@@ -83,6 +92,17 @@ def sharing_slots(table):
 def declare(folder, name, numeric=("m0", "m1"), commands=("c0",)):
     text = FAMILY.format(name=name, numeric=json.dumps(numeric), commands=json.dumps(commands))
     (folder / "telltale.toml").write_text(text)
+
+
+def archive(folder, table):
+    """Put a data set into an archive as the settings in the folder declare it."""
+    pq.write_table(table, folder / "data.parquet")
+    families = tomllib.loads((folder / "telltale.toml").read_text())["families"]
+    settings = Settings(families=families)
+    stage = Archiver(settings, Archive(folder / "archive"), lambda: "0" * 8, Metrics(), stopping=lambda: True)
+    stage.restore(0, 0, 0)
+    sent = samples(read_dataset(folder / "data.parquet"))
+    stage.process([record(msgspec.json.encode(one), n, key=one.entity.encode()) for n, one in enumerate(sent)])
 
 
 def commands_of(group, path=()):
@@ -226,6 +246,18 @@ def test_train_score_and_evaluate_go_round_with_a_score_for_every_row(telltale, 
     assert json.loads((tmp_path / "e.json").read_text())["rows"] == len(table)
 
 
+def test_an_archive_trains_the_model_that_the_same_rows_in_a_file_train(telltale, tmp_path):
+    declare(tmp_path, "waves")
+    archive(tmp_path, telemetry())
+    prints = []
+    for options in ("--data data.parquet --name waves", "--data archive --family waves --json t.json"):
+        outcome = telltale(f"train --registry models --minutes 0.02 {options}")
+        assert (outcome.code, "is now champion" in outcome.out) == (0, True), outcome.err
+        prints.append(json.loads(telltale("models show waves --registry models").out)["training"]["data_sha256"])
+    assert prints[0] == prints[1]
+    assert json.loads((tmp_path / "t.json").read_text())["name"] == "waves"
+
+
 def assert_a_score_where_there_is_a_value(scores, table):
     """Rows of one slot share their score, which is that of the last of them."""
     slots = table["ts"].to_numpy().astype("int64") // 1000 if "ts" in table.column_names else table["t"].to_numpy()
@@ -284,6 +316,10 @@ def test_a_file_that_is_no_parquet_is_refused(telltale, tmp_path):
         ("--name waves --json nowhere/t.json", "no folder nowhere"),
         ("--name other", "differ in channels: m1 (numeric), m7 (numeric)"),
         ("--name other --interval 2s", "differ in channels"),
+        ("", "--name or --family is wanted"),
+        ("--data nowhere.parquet --name waves", "there is no nowhere.parquet"),
+        ("--data models2 --name waves", "there is no models2"),
+        ("--data . --name waves", "no file of family waves; known are none"),
         ("--name declared --interval 2s", "interval_ms 1000, the data 2000"),
     ],
 )

@@ -1,6 +1,7 @@
 """Behind closed doors: TLS, logins and least rights, on a real broker and a real Redis-protocol server."""
 
 import io
+import tempfile
 import threading
 from typing import NamedTuple
 
@@ -15,12 +16,13 @@ from deploy.alert_reader import read_alerts
 from deploy.replay import send
 from detector.models import Model
 from detector.worker import run_worker
+from stream.archiver import run_archiver
 from stream.contracts import ModelEvent, Sample
 from stream.errors import AccessError, TelltaleError
 from stream.kafka import consumer_config, make_consumer, watermarks
 from stream.kafka_rights import lacking
 from stream.model_events import announce
-from stream.settings import KafkaSettings, RedisSettings, Settings, TopicSettings
+from stream.settings import ArchiveSettings, KafkaSettings, RedisSettings, Settings, TopicSettings
 from stream.topics import ALL, TELEMETRY, USES, WINDOWS, topic_name
 from stream.windower import run_windower
 from tests.builders import untrained
@@ -172,6 +174,11 @@ def replayed(settings, stop):
     send(settings, [Sample("x-1", 0, {})], rows_per_s=None, stop=stop)
 
 
+def archived(settings, stop):
+    with tempfile.TemporaryDirectory() as folder:
+        run_archiver(settings.model_copy(update={"archive": ArchiveSettings(url=folder)}), stop)
+
+
 def alerts_read(settings, stop):
     read_alerts(settings, Console(file=io.StringIO()), follow=False, json_lines=False, stop=stop)
 
@@ -180,14 +187,18 @@ def announced(settings, stop):
     announce(settings, ModelEvent(kind="requested", family="test", at_ms=0))
 
 
-VERBS = {"replay": replayed, "alerts": alerts_read, "models": announced, "retrainer": run_retrainer}
+VERBS = {
+    "archiver": archived,
+    "replay": replayed,
+    "alerts": alerts_read,
+    "models": announced,
+    "retrainer": run_retrainer,
+}
 
 
 @pytest.mark.parametrize(("service", "right"), RIGHTS, ids=lambda one: str(one).replace("door.", ""))
 def test_a_service_without_one_of_its_kafka_rights_ends_at_once_and_names_it(backlog, service, right):
-    run = {**SERVICES, "replay": replayed, "alerts": alerts_read, "models": announced, "retrainer": run_retrainer}[
-        service
-    ]
+    run = {**SERVICES, **VERBS}[service]
     settings = backlog.settings(service)
     with backlog.kafka.without(principal(TOPICS, service), right):
         error = end_of(run, settings)

@@ -48,7 +48,7 @@ def test_nobody_may_create_delete_alter_or_everything(service):
 
 
 def test_each_topic_is_written_by_one_service():
-    for topic in set(ALL) - {DRIFT}:
+    for topic in set(ALL) - {DRIFT}:  # whose writer is the drift service
         assert len([service for service, use in USES.items() if topic in use.writes]) == (2 if topic is MODELS else 1)
 
 

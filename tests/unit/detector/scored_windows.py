@@ -3,7 +3,8 @@
 import msgspec
 import numpy as np
 
-from detector.decision import WindowView, decide, initial_moments
+from detector.blocks import WindowView
+from detector.decision import decide, initial_moments
 from detector.manifest import Moments
 from stream.contracts import SourceRange, WindowNotice
 from tests.bundles import LENGTH, make_manifest

@@ -6,12 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.decision import (
-    EVIDENCE_CHANNELS,
-    SeriesMoments,
-    tail_probability,
-    unscored,
-)
+from detector.blocks import EVIDENCE_CHANNELS, unscored
+from detector.decision import SeriesMoments, tail_probability
 from detector.levels import follow
 from detector.manifest import Tail
 from stream.contracts import ScoreBlock

@@ -1,3 +1,5 @@
+import threading
+
 import msgspec
 import numpy as np
 import pytest
@@ -126,8 +128,7 @@ def test_a_new_champion_is_taken_between_batches_and_not_before_it_is_ready(mode
     new = publish(registry)
     clock.now += 10
     models.refresh()
-    ((_, loading),) = models._loading.values()
-    loading.result(60)
+    models._look.result(60)
     assert version(models) == old
     models.refresh()
     assert version(models) == new
@@ -153,6 +154,7 @@ def test_the_registry_is_asked_once_in_a_while_and_read_once_a_version(models, r
     for _ in range(5):
         clock.now += 10
         models.refresh()
+        models._look.result(60)
     assert (registry.asked, registry.loaded) == (6 * len(ALIASES), 1)
 
 
@@ -257,6 +259,24 @@ def test_a_registry_that_is_away_keeps_the_old_model_and_is_asked_again(models, 
     models.refresh(wait=True)
     assert version(models) == new
     assert swaps(metrics, "refused") == 0
+
+
+@pytest.mark.parametrize("call", ["alias", "read"])
+def test_a_registry_that_hangs_holds_nobody_up(models, registry, monkeypatch, clock, call):
+    old = publish(registry)
+    models.refresh(wait=True)
+    new = publish(registry)
+    there, usual = threading.Event(), getattr(registry, call)
+    monkeypatch.setattr(registry, call, lambda *names: there.wait() and usual(*names))
+    for _ in range(3):
+        clock.now += 10
+        models.refresh()
+    assert version(models) == old
+    with pytest.raises(TransientError, match="asked to stop while waiting for the model registry"):
+        models.refresh(wait=True, stopping=lambda: True)
+    there.set()
+    models.refresh(wait=True)
+    assert version(models) == new
 
 
 def test_a_checkpoint_that_cannot_be_read_yet_is_tried_again(models, registry, metrics, monkeypatch):

@@ -1,6 +1,10 @@
+import datetime
+
 import pytest
+import trustme
 from confluent_kafka import KafkaError
 
+from stream.credentials import flaw_of
 from stream.errors import AccessError, TransientError, UsageError
 from stream.kafka import consumer_config, producer_config
 from stream.kafka_access import Right, failure, login_refusal, security_config
@@ -96,3 +100,56 @@ def test_a_broker_that_goes_away_during_the_login_refuses_nobody():
 def test_only_a_certificate_ends_a_handshake_for_good(text, refused):
     """A broker that is killed in the middle of one is back soon."""
     assert (login_refusal(KafkaError(KafkaError._SSL, text), CONFIG) is not None) == refused
+
+
+REQUIRED = "Receive failed: error:0A00045C:SSL routines::tlsv13 alert certificate required: SSL alert number 116"
+UNKNOWN = "Receive failed: error:0A000416:SSL routines::ssl/tls alert certificate unknown: SSL alert number 46"
+AWAY = "Receive failed: error:0A000438:SSL routines::tlsv1 alert internal error: SSL alert number 80"
+
+
+def test_a_broker_that_wants_a_certificate_is_told_apart_from_one_that_is_away():
+    told = login_refusal(KafkaError(KafkaError._TRANSPORT, REQUIRED), CONFIG)
+    assert isinstance(told, AccessError)
+    assert "Kafka at b:1 wants a client certificate, and kafka.ssl_certificate names none" in str(told)
+    assert login_refusal(KafkaError(KafkaError._TRANSPORT, AWAY), CONFIG) is None
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Write a client certificate of any age."""
+
+    def write(**ages):
+        issued = trustme.CA().issue_cert("me@here", **ages)
+        paths = tmp_path / "me.pem", tmp_path / "me.key"
+        issued.cert_chain_pems[0].write_to_path(str(paths[0]))
+        issued.private_key_pem.write_to_path(str(paths[1]))
+        return [str(path) for path in paths]
+
+    return write
+
+
+NOW = datetime.datetime.now(datetime.UTC)
+DAY = datetime.timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("ages", "said"),
+    [
+        ({}, "its authority may be none that the brokers trust"),
+        ({"not_before": NOW - 9 * DAY, "not_after": NOW - DAY}, "certificate has expired"),
+        ({"not_before": NOW + DAY, "not_after": NOW + 9 * DAY}, "certificate is not yet valid"),
+    ],
+)
+def test_a_refused_client_certificate_is_named_with_what_is_wrong(pair, ages, said):
+    certificate, key = pair(**ages)
+    config = {**CONFIG, "ssl.certificate.location": certificate, "ssl.key.location": key}
+    told = str(login_refusal(KafkaError(KafkaError._TRANSPORT, UNKNOWN), config))
+    assert f"kafka.ssl_certificate: {certificate}): {said}" in told
+
+
+def test_a_certificate_that_cannot_be_read_here_has_no_known_flaw(pair, tmp_path):
+    certificate, key = pair()
+    assert flaw_of(certificate, key) == ""
+    assert flaw_of(certificate, str(tmp_path / "nowhere")) == ""
+    (tmp_path / "me.key").write_text("no key")
+    assert flaw_of(certificate, key) == ""

@@ -459,3 +459,66 @@ def test_lag_is_what_is_behind_the_committed_offset(world):
     ]
     run(world)
     assert lags == [3, 0]
+
+
+class Keeper(Echo):
+    """A stage that keeps records and does them when it is given none."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def process(self, records):
+        if records:
+            self.kept += records
+            return Progress([], {}, [])
+        kept, self.kept = self.kept, []
+        return super().process(kept)
+
+
+@pytest.fixture
+def keeping(world):
+    """The same world with a stage that keeps records."""
+    world.stage = Keeper()
+    config = CONFIG._replace(keeps_records=True)
+    world.loop = TransactionalLoop(
+        KafkaSettings(bootstrap="nowhere:1"), config, world.stage, world.metrics, world.health
+    )
+    return world
+
+
+def test_a_stage_that_keeps_records_does_them_at_the_end(keeping):
+    keeping.broker.queue = [[], [(0, 0), (1, 0)], [(0, 1)]]
+    run(keeping)
+    assert keeping.broker.committed == {0: 2, 1: 1}
+    assert keeping.broker.calls[-1] == "close"
+    assert keeping.broker.producers == 1
+
+
+def test_a_stage_that_keeps_records_may_do_them_once_a_second_while_none_come(keeping, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("stream.loop.time.monotonic", lambda: float(next(clock)))
+    committed = []
+    keeping.broker.queue = [[(0, 0)], [], lambda _: committed.append(dict(keeping.broker.committed)), [(0, 1)]]
+    run(keeping)
+    assert committed == [{0: 1}]
+    assert keeping.broker.committed == {0: 2}
+
+
+def test_what_a_stage_kept_of_a_partition_that_left_is_not_committed(keeping):
+    def leave(consumer):
+        consumer.revoke(0)
+        keeping.stage.kept = [one for one in keeping.stage.kept if one.partition != 0]
+
+    keeping.broker.queue = [[(0, 0), (1, 0)], leave]
+    run(keeping)
+    assert keeping.broker.committed == {1: 1}
+
+
+def test_other_stages_are_never_given_an_empty_batch(world):
+    worked = []
+    process = world.stage.process
+    world.stage.process = lambda records: worked.append(len(records)) or process(records)
+    world.broker.queue = [[], [(0, 0)], []]
+    run(world)
+    assert worked == [1]

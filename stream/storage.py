@@ -1,4 +1,4 @@
-"""Durable writes and guarded reads on any pyarrow filesystem. Knows no checkpoint, only names and bytes.
+"""Durable writes and guarded reads on any pyarrow filesystem. Knows no checkpoint and no archive, only names and bytes.
 
 A local disk has links, fsync and atomic rename; an object store has none of them, but puts a file whole or not at all.
 """
@@ -6,18 +6,19 @@ A local disk has links, fsync and atomic rename; an object store has none of the
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import ArrowInvalid, fs
 
-from stream.errors import CheckpointError, UsageError
+from stream.errors import CheckpointError, TransientError, UsageError
+
+_PARTIAL = ".partial"
 
 
-def open_url(url: str | Path, what: str) -> tuple[fs.FileSystem, str]:
-    """Return the filesystem of a local path or URL and the path in it; raise UsageError for one that none knows.
-
-    what: what it is the place of, for the message.
-    """
+def open_storage(url: str | Path, what: str) -> tuple[fs.FileSystem, str]:
+    """Return the filesystem of a folder or URL and the path in it; raise UsageError if pyarrow knows none for it."""
     if isinstance(url, Path) or "://" not in url:
         return fs.LocalFileSystem(), str(Path(url).absolute())
     try:
@@ -25,6 +26,17 @@ def open_url(url: str | Path, what: str) -> tuple[fs.FileSystem, str]:
     except ArrowInvalid as error:
         scheme = url.partition("://")[0]  # the rest may hold a secret
         raise UsageError(f"{what} wants a path or a URL that pyarrow knows, got one with {scheme}://") from error
+
+
+@contextmanager
+def reachable(what: str, path: str) -> Iterator[None]:
+    """Give a failure of the storage its fate: try again later. FileExistsError is an answer, not a failure."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise TransientError(f"{what}: {path} can't be used now: {error}") from error
 
 
 def local_path(filesystem: fs.FileSystem, path: str) -> Path | None:
@@ -44,6 +56,22 @@ def write_folder(filesystem: fs.FileSystem, path: str, contents: dict[str, bytes
         _write_objects(filesystem, path, contents)
     else:
         _write_and_rename(folder, contents)
+
+
+def make_folder(filesystem: fs.FileSystem, path: str) -> None:
+    """Make a folder and those above it where they are missing, so that they are still there after a power cut."""
+    local = local_path(filesystem, path)
+    if local is None:
+        filesystem.create_dir(path, recursive=True)
+    elif not local.is_dir():
+        make_folder(filesystem, str(Path(path).parent))
+        local.mkdir(exist_ok=True)
+        _sync_folder(local.parent)
+
+
+def is_leftover(name: str) -> bool:
+    """Say whether a file's name is that of a write that was not finished."""
+    return name.startswith(".") and name.endswith(_PARTIAL)
 
 
 def replace_file(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
@@ -114,7 +142,7 @@ def _write_objects(filesystem: fs.FileSystem, path: str, contents: dict[str, byt
 
 
 def _partial(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}")
 
 
 def _write_synced(path: Path, data: bytes) -> None:
