@@ -191,3 +191,20 @@ def test_constant_series_make_a_model_and_finite_figures(tmp_path: Path) -> None
     outcome = make_model(job(path, tmp_path / "registry"), tmp_path)
     assert all(gate.value is not None for gate in outcome.gates)
     assert msgspec.json.decode(msgspec.json.encode(outcome), type=type(outcome)) == outcome
+
+
+def test_an_archive_gives_the_rows_that_a_file_gives(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive is told family, times and exclusions; what it leaves out is its own tests' affair."""
+    asked: list[tuple[object, ...]] = []
+
+    def archive(*arguments: object, most_rows: int) -> Dataset:
+        asked.append((*arguments, most_rows))
+        return DATA
+
+    monkeypatch.setattr(new_model, "read_archive", archive)
+    gone = {"e-0": [(FIRST_MS, FIRST_MS + 1000)]}
+    settings = RetrainingSettings(data=str(tmp_path)).model_dump()
+    assert read_rows(job(data, tmp_path, exclude=gone, start_ms=5, retraining=settings)) is DATA
+    assert asked == [(str(tmp_path), FAMILY, 5, AFTER_MS, gone, 5_000_000)]
