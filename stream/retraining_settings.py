@@ -28,7 +28,7 @@ class GateSettings(Section):
 class RetrainingSettings(Section):
     """When a family's model is trained anew, and within which limits."""
 
-    data: str = Field("archive", min_length=1, description="archive of telemetry or Parquet file to train from")
+    data: str = Field("", description="Parquet file or archive to train from; archive.url if empty")
     work_dir: str = Field("retraining", min_length=1, description="local folder where a run in progress is kept")
     approval: Literal["automatic", "manual"] = Field("automatic", description="manual: a person promotes")
     on_drift: bool = Field(True, description="train when drift is called")

@@ -190,10 +190,11 @@ class Retrainer:
         )
 
     def _job(self, family: FamilySettings, standing: Standing) -> Job:
+        retraining = self._settings.retraining
         return Job(
             registry=self._settings.registry,
             family=family.model_dump(),
-            retraining=self._settings.retraining.model_dump(),
+            retraining=retraining.model_dump() | {"data": retraining.data or self._settings.archive.url},
             at_ms=standing.since_ms,
             start_ms=standing.start_ms,
             exclude=self._exclusion(family.name, standing),

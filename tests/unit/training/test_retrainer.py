@@ -134,6 +134,7 @@ def test_a_model_that_is_asked_for_is_trained_tried_promoted_and_kept(tmp_path: 
     assert world.registry.alias("rover", "challenger") is None
     assert world.told == world.registry.history("rover")
     assert {event.champion for event in world.told[1:]} == {world.old}
+    assert world.jobs.jobs[0].settings.data == world.settings.archive.url
 
 
 def test_a_challenger_that_fails_a_gate_changes_nothing(tmp_path: Path) -> None:
