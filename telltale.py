@@ -166,6 +166,23 @@ def worker() -> None:
 
 
 @app.command()
+def retrainer() -> None:
+    """Serve: train new models when they are due, prove them, promote them and take them back."""
+    from training.retrainer_service import run_retrainer
+
+    _serve(run_retrainer)
+
+
+@app.command()
+def retrain(name: Annotated[str, typer.Argument(help="Family.")], registry: OtherRegistry = None) -> None:
+    """Ask the retrainer for a new model now, whatever its cool-down."""
+    from deploy.model_decisions import request
+
+    request(_located_if_up(), _registry(registry), name, _note)
+    out.print(f"asked for a new model of {name}", highlight=False)
+
+
+@app.command()
 def archiver() -> None:
     """Serve: telemetry into the Parquet archive, each row once."""
     from stream.archiver import run_archiver
@@ -383,9 +400,24 @@ def models_show(
     model: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS.")],
     registry: OtherRegistry = None,
 ) -> None:
-    """Print a version's manifest as JSON."""
+    """Print a version's manifest as JSON, with its gates and what was decided of it."""
+    from deploy.model_table import model_report
+
     source = _registry(registry)
-    print_json(msgspec.to_builtins(source.manifest(*source.resolve(model))))
+    print_json(model_report(source, *source.resolve(model)))
+
+
+@models_app.command("diff")
+def models_diff(
+    one: Annotated[str, typer.Argument(help="NAME, NAME@VERSION or NAME@ALIAS.")],
+    other: Annotated[str, typer.Argument(help="The same.")],
+    registry: OtherRegistry = None,
+) -> None:
+    """Show in what two versions differ: configuration, data, metrics, gates."""
+    from deploy.model_table import model_diff
+
+    source = _registry(registry)
+    out.print(model_diff(source, source.resolve(one), source.resolve(other)))
 
 
 @models_app.command("promote")
@@ -394,8 +426,10 @@ def models_promote(
     registry: OtherRegistry = None,
 ) -> None:
     """Make a version the champion; running workers take it between two batches."""
-    name, _, version = model.partition("@")
-    out.print(f"{name}@{_registry(registry).promote(name, version or None)} is now champion", highlight=False)
+    from deploy.model_decisions import promote
+
+    version = promote(_located_if_up(), _registry(registry), model, _note)
+    out.print(f"{model.partition('@')[0]}@{version} is now champion", highlight=False)
 
 
 @models_app.command("rollback")
@@ -404,7 +438,10 @@ def models_rollback(
     registry: OtherRegistry = None,
 ) -> None:
     """Make the previous champion champion again."""
-    out.print(f"{name}@{_registry(registry).rollback(name)} is champion again", highlight=False)
+    from deploy.model_decisions import rollback
+
+    version = rollback(_located_if_up(), _registry(registry), name, _note)
+    out.print(f"{name}@{version} is champion again", highlight=False)
 
 
 @models_app.command("enrol")
@@ -627,6 +664,18 @@ def _located() -> Settings:
     from deploy.addresses import locate
 
     return locate(settings)
+
+
+def _located_if_up() -> Settings:
+    """Return the settings, with the local stack's addresses where it runs: what must also be possible without Kafka."""
+    try:
+        return _located()
+    except TelltaleError:
+        return load_settings()
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"telltale: {redacted(text)}\n")
 
 
 def _registry(path: str | None) -> Any:

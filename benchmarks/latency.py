@@ -11,10 +11,10 @@ import numpy as np
 
 from benchmarks.workload import Shape, add_spikes, make_values, to_samples
 from deploy.replay import Sent, send
-from deploy.subscriber import Subscriber, decode_alert
 from stream.contracts import Sample
 from stream.errors import TransientError
 from stream.settings import Settings
+from stream.subscriber import Subscriber, decode_alert
 from stream.topics import ALERTS
 
 # A poll lasts so long even when an alert comes at its beginning.

@@ -7,8 +7,8 @@ import msgspec
 from benchmarks.latency import Sender, alert_latency
 from benchmarks.rig import RunningService
 from benchmarks.workload import Shape, add_spikes, make_values, to_samples
-from deploy.subscriber import Subscriber
 from stream.settings import Settings
+from stream.subscriber import Subscriber
 from stream.topics import ALERTS
 
 _SCORED = "telltale_rows_scored_total"

@@ -32,6 +32,9 @@ def kafka_rights(topics: TopicSettings, service: str) -> list[Right]:
         rights.append(Right("Read", "group", group))
         # Every instance has an id of its own that begins so.
         rights.append(Right("Write", "transactional id", f"{group}-", prefixed=True))
+    if service == "retrainer":
+        # Membership says which families are its own.
+        rights.append(Right("Read", "group", group_name(topics, service)))
     if service == "windower":
         # It waits where it would overwrite what the worker has not scored.
         rights.append(Right("Describe", "group", group_name(topics, "worker")))

@@ -6,8 +6,8 @@ import threading
 from rich.console import Console
 
 from deploy.demo_view import print_alert
-from deploy.subscriber import Subscriber, decode_alert
 from stream.settings import Settings
+from stream.subscriber import Subscriber, decode_alert
 from stream.topics import ALERTS
 
 _POLL_S = 0.5

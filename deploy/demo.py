@@ -22,13 +22,13 @@ from deploy.local_stack import default_state_dir
 from deploy.replay import send
 from deploy.servers import Servers, running_servers
 from deploy.services import Services, service_environment
-from deploy.subscriber import Subscriber, decode_alert, decode_block
 from detector.manifest import Manifest
 from detector.models import prove
 from detector.registry import Registry
 from stream.errors import CheckpointError, TransientError
 from stream.kafka import make_admin
 from stream.settings import FamilySettings, Settings, load_settings
+from stream.subscriber import Subscriber, decode_alert, decode_block
 from stream.topics import ALERTS, SCORES, ensure_topics, topic_name
 from training.datasets import fingerprint
 from training.publish import train_and_publish

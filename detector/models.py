@@ -1,4 +1,4 @@
-"""Which checkpoint scores which family right now. Owns loading, warming and swapping; scores nothing itself.
+"""Which checkpoint scores which family right now. Owns loading, warming and swapping; judges no score.
 
 The registry is asked, and a new champion read, verified and warmed, in a thread while the old one goes on; `refresh`,
 called between batches, puts it in place. A checkpoint that can't be trusted or does not fit the declared family is
@@ -17,15 +17,17 @@ import structlog
 import torch
 from numpy.typing import NDArray
 
+from detector.blocks import WindowView
 from detector.checkpoint import Bundle, verify_golden
 from detector.engine import Detector, WindowBatch
 from detector.manifest import EntityCalibration, Manifest
-from detector.registry import Registry
+from detector.registry import ALIASES, Alias, Registry
 from stream.contracts import WindowNotice
 from stream.errors import CheckpointError, TelltaleError, TransientError, UsageError
 from stream.metrics import Metrics
 from stream.settings import FamilySettings
 from stream.waiting import Stopping, never, refuse_to_wait
+from stream.window_store import Window
 
 _log = structlog.get_logger()
 _LOOK_S = 0.2
@@ -55,13 +57,22 @@ class Model:
         wanted = (geometry.length, geometry.final_delay, self.manifest.interval_ms)
         return (notice.length, notice.final_delay, notice.interval_ms) == wanted
 
+    def score(self, notices: Sequence[WindowNotice], windows: Sequence[Window]) -> list[WindowView]:
+        """Score windows together; windows as the store gives them. Raises FloatingPointError on a NaN score."""
+        values = np.stack([window.values for window in windows])[:, self.columns]
+        batch = WindowBatch([n.entity for n in notices], np.array([n.end_slot for n in notices]), values)
+        recent = max(notice.new_slots + notice.final_delay for notice in notices)
+        scores = self.detector.score(batch, recent)
+        stages = (values[:, self.numeric], scores.provisional, scores.final)
+        return [WindowView(*one) for one in zip(*stages, scores.residual, scores.expected, scores.band, strict=True)]
+
     def calibration(self, entity: str) -> EntityCalibration:
         """Return an entity's calibration, that of unseen entities if training never saw it."""
         return self._calibrations.get(entity, self.manifest.unseen)
 
 
 class Models:
-    """The champions of the declared families."""
+    """The champions of the declared families, and their challengers, which take over without being loaded again."""
 
     def __init__(
         self,
@@ -71,24 +82,38 @@ class Models:
         *,
         device: str = "cpu",
         poll_s: float = 1.0,
+        shadow: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Load nothing yet."""
+        """Load nothing yet. shadow: whether challengers are wanted."""
         self._registry = registry
         self._families = {family.name: family for family in families}
         self._metrics = metrics
         self._device = device
         self._poll_s = poll_s
         self._clock = clock
+        self._aliases: tuple[Alias, ...] = ALIASES if shadow else ("champion",)
         self._polled = float("-inf")
-        self._models: dict[str, Model] = {}
-        self._refused: dict[str, str] = {}
-        self._found: SimpleQueue[tuple[str, str, Model | TelltaleError]] = SimpleQueue()
+        self._models: dict[tuple[str, Alias], Model] = {}
+        self._refused: dict[tuple[str, Alias], str] = {}
+        # Versions to put in place, errors to tell of, and None for an alias that names what is in place no longer.
+        self._found: SimpleQueue[tuple[str, Alias, str, Model | TelltaleError | None]] = SimpleQueue()
         self._look: Future[None] | None = None
 
     def current(self, family: str) -> Model | None:
         """Return the model in use for a family, None while it has none."""
-        return self._models.get(family)
+        return self._models.get((family, "champion"))
+
+    def challenger(self, family: str) -> Model | None:
+        """Return the model that is tried beside the one in use, None while there is none."""
+        return self._models.get((family, "challenger"))
+
+    def drop_challenger(self, family: str, reason: str) -> None:
+        """Try this challenger no longer; the next one gets its chance."""
+        dropped = self._models.pop((family, "challenger"))
+        version = self._refused[family, "challenger"] = dropped.manifest.version
+        self._metrics.challengers_dropped.labels(family).inc()
+        _log.error("challenger dropped; the champion goes on", family=family, version=version, reason=reason)
 
     def refresh(self, *, wait: bool = False, stopping: Stopping = never) -> None:
         """Put what was loaded in place and look for new champions; with `wait`, do all of it now.
@@ -123,28 +148,43 @@ class Models:
             self._look = None
 
     def _look_around(self) -> None:
-        """Ask for each family's champion and load new ones; in a thread of its own."""
+        """Ask for each family's champion and challenger and load new ones; in a thread of its own."""
         for family in self._families:
-            try:
-                version = self._registry.alias(family, "champion")
-            except (TransientError, CheckpointError) as error:
-                _log.warning("the registry can't be read; the model in use goes on", family=family, error=str(error))
-                continue
-            present = self._models.get(family)
-            if version is not None and version not in {self._refused.get(family), present and present.manifest.version}:
-                self._found.put((family, version, self._load(family, version)))
+            for alias in self._aliases:
+                try:
+                    version = self._registry.alias(family, alias)
+                except (TransientError, CheckpointError) as error:
+                    _log.warning(
+                        "the registry can't be read; the model in use goes on", family=family, error=str(error)
+                    )
+                    continue
+                self._compare(family, alias, version)
 
-    def _finish(self, family: str, version: str, found: "Model | TelltaleError") -> None:
-        before = self._models.get(family)
+    def _compare(self, family: str, alias: Alias, version: str | None) -> None:
+        present, refused = self._models.get((family, alias)), self._refused.get((family, alias))
+        in_place = present and present.manifest.version
+        if alias == "challenger" and in_place not in (None, version):
+            self._found.put((family, alias, in_place or "", None))
+        if version is not None and version not in {refused, in_place}:
+            self._found.put((family, alias, version, self._load(family, version)))
+
+    def _finish(self, family: str, alias: Alias, version: str, found: "Model | TelltaleError | None") -> None:
+        if found is None:
+            self._models.pop((family, alias), None)
+            return
+        before = self._models.get((family, alias))
         if isinstance(found, TransientError):
             _log.warning("checkpoint can't be read yet", family=family, version=version, error=str(found))
             return
         if not isinstance(found, Model):
-            self._refused[family] = version
+            self._refused[family, alias] = version
             self._metrics.model_swaps.labels("refused").inc()
             _log.error("checkpoint refused; the old model goes on", family=family, version=version, reason=str(found))
             return
-        self._models[family] = found
+        self._models[family, alias] = found
+        if alias == "challenger":
+            _log.info("challenger in use beside the champion", family=family, version=version)
+            return
         if before is not None:
             self._metrics.model_info.labels(family, before.manifest.version).set(0)
         self._metrics.model_info.labels(family, version).set(1)
@@ -152,6 +192,9 @@ class Models:
         _log.info("model in use", family=family, version=version, before=before and before.manifest.version)
 
     def _load(self, family: str, version: str) -> "Model | TelltaleError":
+        tried = self._models.get((family, "challenger"))
+        if tried is not None and tried.manifest.version == version:
+            return tried
         try:
             bundle = self._registry.read(family, version)
             columns = fit_columns(self._families[family], bundle.manifest)

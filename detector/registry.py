@@ -1,7 +1,8 @@
 """The model registry: `<registry>/<family>/<version>/` bundles and `<registry>/<family>/<alias>.json` pointers.
 
-Versions are immutable and sort by age; an alias is replaced atomically and remembers what it named before. Works on a
-local path and on any URL that pyarrow knows. Does not know who announces a version or who loads it.
+Versions are immutable and sort by age; an alias is replaced atomically and remembers what it named before; decisions
+stand beside them in `<family>/decisions/`. Works on a local path and on any URL that pyarrow knows. Does not know who
+announces a version or who loads it.
 """
 
 import re
@@ -17,7 +18,9 @@ import msgspec
 from pyarrow import fs
 
 from detector.checkpoint import Bundle, Golden, WeightsLayout, read_bundle, read_manifest, write_bundle
+from detector.history import read_history, write_decision
 from detector.manifest import Manifest
+from stream.contracts import ModelEvent
 from stream.errors import CheckpointError, UsageError
 from stream.sketch import MANIFEST
 from stream.storage import open_storage, reachable, read_file, replace_file
@@ -211,6 +214,18 @@ class Registry:
             if self._filesystem.get_file_info(path).type != fs.FileType.NotFound:
                 self._filesystem.delete_file(path)
 
+    def record(self, decision: ModelEvent) -> ModelEvent:
+        """Add a decision to its family's history and return it as written, later than those there are."""
+        path = self._history_path(decision.family)
+        with _reachable(path):
+            return write_decision(self._filesystem, path, decision)
+
+    def history(self, name: str) -> list[ModelEvent]:
+        """Return the newest decisions about a family, oldest first; one that can't be read is logged and left out."""
+        path = self._history_path(name)
+        with _reachable(path):
+            return read_history(self._filesystem, path)
+
     def _verify(self, name: str, version: str) -> None:
         if _check_version(version) not in self.versions(name):
             raise UsageError(f"{name} has no version {version}; there are: {', '.join(self.versions(name)) or 'none'}")
@@ -238,6 +253,9 @@ class Registry:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{check_name(name)}"
+
+    def _history_path(self, name: str) -> str:
+        return f"{self._path(name)}/decisions"
 
     def _alias_path(self, name: str, alias: str) -> str:
         if alias not in ALIASES:

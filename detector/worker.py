@@ -1,18 +1,19 @@
 """Window notices to scores and alerts. Owns the order of the work; knows no slot arithmetic and no network.
 
 One batch: 1. read the windows as of their end slots, 2. score them together, 3. judge each entity's windows in order,
-4. one transaction with score blocks, alerts, block summaries, the changed decision states and the notices' offsets.
-The states live in a compacted topic written in that transaction, so a successor starts from exactly what was published.
+4. one transaction with score blocks, alerts, block summaries, the changed decision states, what a challenger made of
+some windows, and the notices' offsets. The states live in a compacted topic written in that transaction, so a successor
+starts from exactly what was published.
 """
 
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 import structlog
 import torch
 
@@ -20,9 +21,9 @@ from detector.alerts import Episode, advance
 from detector.blocks import WindowView, unscored
 from detector.command_effect import explain_by_commands
 from detector.decision import SeriesMoments, decide, initial_moments
-from detector.engine import WindowBatch
 from detector.models import Model, Models, choose_device
 from detector.registry import Registry
+from detector.shadow import Shadow
 from detector.summary import NO_TALLY, ScoreTally, summarise, tally
 from stream.contracts import Alert, ModelRef, ScoreBlock, WindowNotice, cloud_event_headers
 from stream.errors import TransientError, UsageError
@@ -32,7 +33,7 @@ from stream.metrics import Health, Metrics
 from stream.ring import Layout
 from stream.service import Service, run_service
 from stream.settings import Settings
-from stream.topics import ALERTS, DECISIONS, SCORES, SUMMARIES, WINDOWS, topic_name
+from stream.topics import ALERTS, DECISIONS, SCORES, SHADOW_SCORES, SUMMARIES, USES, WINDOWS, Topic, topic_name
 from stream.waiting import Stopping, never, wait_until
 from stream.window_store import RingRef, Window, WindowRequest, WindowStore, connect
 
@@ -78,7 +79,10 @@ class Worker:
         self._read_states = read_states
         self._metrics = metrics
         self._states: dict[int, dict[str, EntityState]] = {}
-        self._topics = {topic: topic_name(settings.topics, topic) for topic in (SCORES, ALERTS, DECISIONS, SUMMARIES)}
+        self._topics = {topic: topic_name(settings.topics, topic) for topic in USES["worker"].writes}
+        retraining = settings.retraining
+        self._shadow = Shadow(models, retraining.shadow_share, retraining.shadow_slowness, metrics)
+        self._aside: list[Outgoing] = []
         self._triggers: list[int] = []
 
     def restore(self, partition: int, committed: int, low: int) -> int:
@@ -94,6 +98,7 @@ class Worker:
         """Score a batch of windows."""
         self._models.refresh()
         notices = [_NOTICE.decode(record.value or b"") for record in records]
+        self._aside = []
         scored = {id(one.notice): one for one in self._score(notices)}
         outgoing: list[Outgoing] = []
         changed: dict[tuple[int, str], EntityState] = {}
@@ -107,6 +112,7 @@ class Worker:
             self._states[record.partition][notice.entity] = changed[record.partition, notice.entity] = state
             outgoing += messages
         outgoing += [self._state_message(partition, entity, state) for (partition, entity), state in changed.items()]
+        outgoing += self._aside
         self._triggers = [notice.trigger_ms for notice in notices]
         return Progress(outgoing, {record.partition: record.offset + 1 for record in records}, [])
 
@@ -123,8 +129,10 @@ class Worker:
 
     def drop(self, partitions: Iterable[int]) -> None:
         """Forget partitions that belong to somebody else now."""
-        for partition in partitions:
+        dropped = set(partitions)
+        for partition in dropped:
             self._states.pop(partition, None)
+        self._shadow.drop(dropped)
 
     def _score(self, notices: Sequence[WindowNotice]) -> Iterator[_Scored]:
         by_family: dict[str, list[WindowNotice]] = defaultdict(list)
@@ -160,24 +168,19 @@ class Worker:
         return WindowRequest(notice.source.partition, ref, notice.end_slot, notice.length)
 
     def _run(self, model: Model, notices: Sequence[WindowNotice], windows: Sequence[Window]) -> Iterator[_Scored]:
-        values = np.stack([window.values for window in windows])[:, model.columns]
-        batch = WindowBatch([n.entity for n in notices], np.array([n.end_slot for n in notices]), values)
-        recent = max(notice.new_slots + notice.final_delay for notice in notices)
+        begun = time.monotonic()
         with self._metrics.inference_compute.time():
-            scores = model.detector.score(batch, recent)
+            views = model.score(notices, windows)
         self._metrics.inference_batch.observe(len(notices))
         self._metrics.windows_scored.inc(len(notices))
-        numeric = values[:, model.numeric]
-        for i, (notice, window) in enumerate(zip(notices, windows, strict=True)):
-            view = WindowView(
-                numeric[i],
-                scores.provisional[i],
-                scores.final[i],
-                scores.residual[i],
-                scores.expected[i],
-                scores.band[i],
-            )
-            yield _Scored(notice, model, window, view)
+        champion_s = time.monotonic() - begun
+        yield from map(_Scored, notices, repeat(model), windows, views)
+        blocks = self._shadow.score(notices[0].family, notices, windows, champion_s, self._followed)
+        self._aside += [self._message(SHADOW_SCORES, partition, block) for partition, block in blocks]
+
+    def _followed(self, notice: WindowNotice) -> int:
+        state = self._states.get(notice.source.partition, {}).get(notice.entity)
+        return state.moments.followed if state else 0
 
     def _judge(self, partition: int, one: _Scored) -> tuple[EntityState, list[Outgoing]]:
         notice, manifest = one.notice, one.model.manifest
@@ -206,8 +209,10 @@ class Worker:
         return EntityState(decision.moments, step.episode, counted), messages
 
     def _blocks(self, partition: int, blocks: list[ScoreBlock]) -> list[Outgoing]:
-        topic = self._topics[SCORES]
-        return [Outgoing(topic, partition, block.entity.encode(), _ENCODER.encode(block)) for block in blocks]
+        return [self._message(SCORES, partition, block) for block in blocks]
+
+    def _message(self, topic: Topic, partition: int, block: ScoreBlock) -> Outgoing:
+        return Outgoing(self._topics[topic], partition, block.entity.encode(), _ENCODER.encode(block))
 
     def _alert(self, partition: int, alert: Alert) -> Outgoing:
         self._metrics.alerts.labels(alert.severity, alert.state).inc()
@@ -249,7 +254,12 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     metrics, health = Metrics(), Health(settings.metrics.liveness_s)
     device = choose_device(settings.worker.device)
     models = Models(
-        Registry(settings.registry), settings.families, metrics, device=device, poll_s=settings.worker.model_poll_s
+        Registry(settings.registry),
+        settings.families,
+        metrics,
+        device=device,
+        poll_s=settings.worker.model_poll_s,
+        shadow=settings.retraining.shadow_share > 0,
     )
     store = connect(settings.redis, metrics.time_redis, layout=settings.layout)
     try:

@@ -21,6 +21,19 @@ _DRIFT_NAMESPACE = uuid.UUID("0c1f3f0e-6d0a-5b7c-8b39-64ad0d4e5f10")
 Stage = Literal["provisional", "final"]
 AlertState = Literal["firing", "updated", "resolved"]
 Severity = Literal["warning", "error", "critical"]
+ModelEventKind = Literal[
+    "requested",
+    "training",
+    "failed",
+    "announced",
+    "rejected",
+    "shadowing",
+    "waiting",
+    "promoted",
+    "on_probation",
+    "kept",
+    "rolled_back",
+]
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -259,6 +272,48 @@ class DriftEvent(msgspec.Struct, frozen=True, kw_only=True):
     score: int
     persistence: int
     channels: list[MovedChannel]
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """One condition of a promotion: the value that was measured, the bound it was held against, and the champion's.
+
+    passed is the verdict; whether the bound is a floor or a ceiling is the gate's affair. value: None for what is no
+    number. bound: None where any number will do. champion: None where there was none to compare with.
+    """
+
+    name: str
+    passed: bool
+    value: float | None
+    bound: float | None
+    champion: float | None = None
+
+
+class ModelEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One decision about a family's model: the record on `models` and the file in the registry's history.
+
+    version: the model that it is about, None where there is none (yet). champion: the one in force before it.
+    reason: why it was trained (drift, age, entities, by hand); detail: what there is to say beside it. data_sha256:
+    fingerprint of the training rows. start_ms: the oldest row that training may use, told by `training`.
+    who: `retrainer`, or the person who decided.
+    """
+
+    v: Literal[1] = 1
+    kind: ModelEventKind
+    family: str
+    version: str | None = None
+    champion: str | None = None
+    at_ms: int
+    reason: str = ""
+    detail: str = ""
+    data_sha256: str = ""
+    start_ms: int = 0
+    gates: list[Gate] = []
+    who: str = "retrainer"
+
+    @property
+    def key(self) -> bytes:
+        """The Kafka key: compaction keeps what was last decided about each version."""
+        return f"{self.family}/{self.version or self.kind}".encode()
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,15 +25,13 @@ from stream.credentials import check_login, check_pair, refuse_nonsense
 from stream.errors import UsageError
 from stream.grid import Geometry
 from stream.logs import redacted
+from stream.retraining_settings import RetrainingSettings
+from stream.section import Section
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class KafkaSettings(_Section):
+class KafkaSettings(Section):
     """The brokers. An empty bootstrap means: use the local stack that is running."""
 
     bootstrap: str = Field("", description="host:port of one or more brokers, comma separated")
@@ -69,7 +67,7 @@ class KafkaSettings(_Section):
         return self
 
 
-class RedisSettings(_Section):
+class RedisSettings(Section):
     """The window store. An empty URL means: use the local stack that is running."""
 
     url: SecretStr = Field(SecretStr(""), description="redis[s]://[user:password@]host:port/db; rediss:// is TLS")
@@ -117,7 +115,7 @@ def _check_url(settings: RedisSettings) -> Iterator[str]:
         yield "username is set, and url has a user too: name one"
 
 
-class TopicSettings(_Section):
+class TopicSettings(Section):
     """How the topics are named and made."""
 
     prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="put before every topic and group name")
@@ -125,7 +123,7 @@ class TopicSettings(_Section):
     replication: int = Field(1, ge=1, description="replication factor of topics made by telltale")
 
 
-class LimitSettings(_Section):
+class LimitSettings(Section):
     """What is refused at the door."""
 
     max_record_bytes: int = Field(262_144, ge=64, description="a larger telemetry record is dead-lettered undecoded")
@@ -141,7 +139,7 @@ class LimitSettings(_Section):
     )
 
 
-class MetricsSettings(_Section):
+class MetricsSettings(Section):
     """Where Prometheus metrics and health probes are served."""
 
     host: str = Field("127.0.0.1", description="loopback unless you say otherwise: the endpoint has no login")
@@ -149,7 +147,7 @@ class MetricsSettings(_Section):
     liveness_s: float = Field(30.0, gt=0, description="/livez fails when the loop has not ticked for so long")
 
 
-class WorkerSettings(_Section):
+class WorkerSettings(Section):
     """The scoring worker."""
 
     batch_windows: int = Field(64, ge=1, description="windows in one pass of the network")
@@ -158,7 +156,7 @@ class WorkerSettings(_Section):
     model_poll_s: float = Field(1.0, gt=0, description="how often the registry is asked for a new champion")
 
 
-class ArchiveSettings(_Section):
+class ArchiveSettings(Section):
     """The telemetry archive: where it lies, how it is written and how much of it is kept."""
 
     url: str = Field("archive", min_length=1, description="folder or URL of the archive")
@@ -172,7 +170,7 @@ class ArchiveSettings(_Section):
     keep_gib: float = Field(100.0, ge=0, description="size above which the oldest days are removed; 0 is no limit")
 
 
-class DriftSettings(_Section):
+class DriftSettings(Section):
     """When a family's level counts as moved. A block is a model's window of slots, or several where rows remember."""
 
     window_blocks: int = Field(32, ge=4, description="newest blocks whose mean is compared with training")
@@ -189,7 +187,7 @@ class DriftSettings(_Section):
     max_merged: int = Field(16, ge=1, description="windows at most that are taken together as one block")
 
 
-class FamilySettings(_Section):
+class FamilySettings(Section):
     """A set of entities with the same channels; one model per family."""
 
     name: str = Field(pattern=_NAME, description="also the name of its model in the registry")
@@ -253,6 +251,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     metrics: MetricsSettings = MetricsSettings()
     worker: WorkerSettings = WorkerSettings()
+    retraining: RetrainingSettings = RetrainingSettings()
     archive: ArchiveSettings = ArchiveSettings()
     drift: DriftSettings = DriftSettings()
     families: Annotated[list[FamilySettings], Field(description="declared families, first match wins")] = []

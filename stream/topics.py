@@ -32,8 +32,11 @@ DEAD_LETTERS = Topic("dead-letters", retention_ms=30 * _DAY_MS)
 # By family, so that one reader sees all entities of one in one order; what drift knows is rebuilt from it.
 SUMMARIES = Topic("summaries", retention_ms=14 * _DAY_MS)
 DRIFT = Topic("drift", retention_ms=365 * _DAY_MS)
+# What a challenger made of a share of the windows, beside the champion's scores.
+SHADOW_SCORES = Topic("shadow-scores")
+MODELS = Topic("models", compacted=True)
 
-ALL = (TELEMETRY, WINDOWS, SCORES, ALERTS, DECISIONS, DEAD_LETTERS, SUMMARIES, DRIFT)
+ALL = (TELEMETRY, WINDOWS, SCORES, ALERTS, DECISIONS, DEAD_LETTERS, SUMMARIES, DRIFT, SHADOW_SCORES, MODELS)
 
 
 def topic_name(settings: TopicSettings, topic: Topic) -> str:
@@ -57,10 +60,12 @@ class Use(NamedTuple):
 USES = {
     # It reads notices again that the worker has not got to.
     "windower": Use(reads=(TELEMETRY, WINDOWS), writes=(WINDOWS, DEAD_LETTERS)),
-    "worker": Use(reads=(WINDOWS, DECISIONS), writes=(SCORES, ALERTS, DECISIONS, SUMMARIES)),
+    "worker": Use(reads=(WINDOWS, DECISIONS), writes=(SCORES, ALERTS, DECISIONS, SUMMARIES, SHADOW_SCORES)),
     "archiver": Use(reads=(TELEMETRY,)),
     # It reads its own events again, for the time in which none may follow.
     "drift": Use(reads=(SUMMARIES, DRIFT), writes=(DRIFT,)),
+    "retrainer": Use(reads=(MODELS, DRIFT, SCORES, SHADOW_SCORES, ALERTS), writes=(MODELS,)),
+    "models": Use(writes=(MODELS,)),
     "replay": Use(writes=(TELEMETRY,)),
     "alerts": Use(reads=(ALERTS,)),
 }

@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from detector.engine import Detector
 from detector.floor import WEEK_MS
-from detector.manifest import Manifest, ScoringConfig
+from detector.manifest import EntityCalibration, Manifest, ScoringConfig
 from detector.models import Model
 from detector.offline import SeriesScores, score_series
 from training import metrics
@@ -78,9 +79,10 @@ def compare_budgets(
     found = {}
     for name, alarms_per_week in budgets.items():
         manifest = calibrate(trained, alarms_per_week=alarms_per_week)
-        found[name] = _alarm_figures(
-            Model(Detector(manifest, trained.weights), np.arange(len(manifest.channels))), trained, rest, seed
-        )
+        model = Model(Detector(manifest, trained.weights), np.arange(len(manifest.channels)))
+        length = trained.geometry.length
+        behind = [Behind(*pair, length) for pair in zip(trained.dataset.series, rest, strict=False)]
+        found[name] = alarm_figures(model, behind, [half_range(one) for one in manifest.entities], seed)
         on_figures(name, found[name])
     return found
 
@@ -91,38 +93,45 @@ def injected(manifest: Manifest, trained: TrainedModel, index: int, seed: int) -
     middle = len(series.slots) // 2
     first = max(0, middle - trained.geometry.length)
     cut = Series(series.entity, series.slots[first:], series.values[first:], None)
-    return [(one, middle - first) for one in _with_anomalies(manifest, trained, index, cut, middle - first, seed)]
+    sizes, longest = half_range(manifest.entities[index]), trained.geometry.length
+    anomalies = _with_anomalies(cut, trained.dataset.numeric, sizes, middle - first, longest, [seed, index])
+    return [(one, middle - first) for one in anomalies]
 
 
-def _with_anomalies(
-    manifest: Manifest, trained: TrainedModel, index: int, cut: Series, first_row: int, seed: int
-) -> list[Series]:
-    entry = manifest.entities[index]
-    half_range = (np.array(entry.maximum) - np.array(entry.minimum)) / 2
-    return [
-        inject(
-            cut,
-            trained.dataset.numeric,
-            half_range,
-            kind,
-            np.random.default_rng([seed, index, number]),
-            first_row=first_row,
-            longest=trained.geometry.length,
-        )
-        for number, kind in enumerate(KINDS)
-    ]
+class Behind(NamedTuple):
+    """Rows to judge, the rows of the same entity before them, and how many of those are shown too, unjudged."""
+
+    before: Series
+    rows: Series
+    context: int
+
+    def joined(self) -> tuple[Series, int]:
+        """Return context and rows as one series, and the first row that is judged."""
+        context = slice(max(0, len(self.before.slots) - self.context), None)
+        slots = np.concatenate([self.before.slots[context], self.rows.slots])
+        values = np.concatenate([self.before.values[context], self.rows.values])
+        return Series(self.before.entity, slots, values, None), len(slots) - len(self.rows.slots)
 
 
-def _alarm_figures(model: Model, trained: TrainedModel, rest: Sequence[Series], seed: int) -> AlarmFigures:
+def half_range(entity: EntityCalibration) -> NDArray[np.float64]:
+    """Return half the range of an entity's training values, (C,): what sizes of anomalies are measured in."""
+    half: NDArray[np.float64] = (np.array(entity.maximum) - np.array(entity.minimum)) / 2
+    return half
+
+
+def alarm_figures(
+    model: Model, every: Sequence[Behind], half_ranges: Sequence[NDArray[np.float64]], seed: int
+) -> AlarmFigures:
+    """Judge rows as they are and with each kind of anomaly, the same ones whatever the model.
+
+    half_ranges: (C,) of each entity.
+    """
     labels, preds, clean = list[Flags](), list[Flags](), list[Flags]()
-    for index, behind in enumerate(rest):
-        before = trained.dataset.series[index]
-        context = slice(max(0, len(before.slots) - trained.geometry.length), None)
-        slots = np.concatenate([before.slots[context], behind.slots])
-        values = np.concatenate([before.values[context], behind.values])
-        cut, first = Series(before.entity, slots, values, None), len(slots) - len(behind.slots)
+    for index, (behind, sizes) in enumerate(zip(every, half_ranges, strict=False)):
+        cut, first = behind.joined()
         clean.append(score_series(model, cut).pred[first:])
-        for series in _with_anomalies(model.manifest, trained, index, cut, first, seed):
+        longest = model.manifest.geometry.length
+        for series in _with_anomalies(cut, model.numeric, sizes, first, longest, [seed, index]):
             assert series.labels is not None
             labels.append(series.labels[first:].astype(bool))
             preds.append(score_series(model, series).pred[first:])
@@ -136,6 +145,15 @@ def _alarm_figures(model: Model, trained: TrainedModel, rest: Sequence[Series], 
         sum(int(one.sum()) for one in clean) / rows,
         sum(alarm_count(one, MERGE_GAP) for one in clean) * WEEK_MS / (rows * model.manifest.interval_ms),
     )
+
+
+def _with_anomalies(
+    cut: Series, numeric: list[int], sizes: NDArray[np.float64], first_row: int, longest: int, seed: list[int]
+) -> list[Series]:
+    return [
+        inject(cut, numeric, sizes, kind, np.random.default_rng([*seed, number]), first_row=first_row, longest=longest)
+        for number, kind in enumerate(KINDS)
+    ]
 
 
 def _figures(scores: SeriesScores, series: Series, first_row: int) -> Figures:

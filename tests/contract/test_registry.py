@@ -4,12 +4,15 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
+import msgspec
 import pytest
 import torch
 from pyarrow import fs
 
 from detector.checkpoint import GOLDEN, WEIGHTS
+from detector.history import MAX_DECISION_BYTES, MAX_DECISIONS
 from detector.registry import Registry
+from stream.contracts import Gate, ModelEvent
 from stream.errors import CheckpointError, UsageError
 from stream.sketch import MANIFEST
 from tests.bundles import make_golden, make_layout, make_manifest, make_weights
@@ -215,3 +218,68 @@ def test_a_damaged_alias_is_refused_and_not_taken_for_unset(registry):
         stream.write(b"{")
     with pytest.raises(CheckpointError, match=r"champion\.json can't be decoded"):
         registry.alias("rover", "champion")
+
+
+def decided(kind="promoted", **more):
+    return ModelEvent(**{"kind": kind, "family": "rover", "at_ms": 1_790_000_000_000, **more})
+
+
+def test_decisions_are_read_back_in_their_order_whatever_the_clock_says(registry):
+    assert registry.history("rover") == []
+    gate = Gate("alarm_rate", passed=False, value=0.25, bound=0.05, champion=None)
+    wanted = [decided("announced", version="v1", gates=[gate]), decided("rejected", at_ms=1), decided("kept")]
+    written = [registry.record(one) for one in wanted]
+    assert registry.history("rover") == written
+    assert [one.at_ms for one in written] == [wanted[0].at_ms + i for i in range(3)]
+    assert [(one.kind, one.version, one.gates) for one in written] == [(w.kind, w.version, w.gates) for w in wanted]
+
+
+def test_decisions_are_no_versions_and_no_family_sees_anothers(registry):
+    version = publish(registry)
+    registry.record(decided(version=version))
+    registry.record(decided(family="lander"))
+    assert registry.versions("rover") == [version]
+    assert registry.families() == ["rover"]
+    assert [one.family for one in registry.history("rover")] == ["rover"]
+
+
+def test_two_who_decide_at_once_lose_nothing(registry):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda who: registry.record(decided(who=who)), "abcdefgh"))
+    assert sorted(one.who for one in registry.history("rover")) == list("abcdefgh")
+
+
+def test_a_damaged_decision_and_a_foreign_file_hide_no_other(registry):
+    first, second = registry.record(decided("promoted")), registry.record(decided("kept"))
+    folder = f"{registry._root}/rover/decisions"
+    for name, content in (
+        ("000000000000001-01234567.json", b"{"),
+        ("000000000000002-01234567.json", b" " * (MAX_DECISION_BYTES + 1)),
+        ("notes.txt", b"hello"),
+    ):
+        with registry._filesystem.open_output_stream(f"{folder}/{name}") as stream:
+            stream.write(content)
+    assert registry.history("rover") == [first, second]
+
+
+def test_a_decision_too_large_to_be_read_back_is_not_written(registry):
+    with pytest.raises(CheckpointError, match="allowed are"):
+        registry.record(decided(detail="x" * MAX_DECISION_BYTES))
+    assert registry.history("rover") == []
+
+
+def test_a_history_tells_its_newest_decisions(registry):
+    folder = f"{registry._root}/rover/decisions"
+    registry._filesystem.create_dir(folder, recursive=True)
+    for at_ms in range(MAX_DECISIONS + 3):
+        with registry._filesystem.open_output_stream(f"{folder}/{at_ms:015d}-00000000.json") as stream:
+            stream.write(msgspec.json.encode(decided(at_ms=at_ms)))
+    assert [one.at_ms for one in registry.history("rover")] == list(range(3, MAX_DECISIONS + 3))
+
+
+@pytest.mark.parametrize("family", ["..", "a/b", ""])
+def test_decisions_stay_inside_the_registry(registry, family):
+    with pytest.raises(UsageError, match="family wants"):
+        registry.record(decided(family=family))
+    with pytest.raises(UsageError, match="family wants"):
+        registry.history(family)

@@ -17,10 +17,11 @@ from deploy.replay import send
 from detector.models import Model
 from detector.worker import run_worker
 from stream.archiver import run_archiver
-from stream.contracts import Sample
+from stream.contracts import ModelEvent, Sample
 from stream.errors import AccessError, TelltaleError
 from stream.kafka import consumer_config, make_consumer, watermarks
 from stream.kafka_rights import lacking
+from stream.model_events import announce
 from stream.settings import ArchiveSettings, KafkaSettings, RedisSettings, Settings, TopicSettings
 from stream.topics import ALL, TELEMETRY, USES, WINDOWS, topic_name
 from stream.windower import run_windower
@@ -31,6 +32,7 @@ from tests.faults.recorded import GEOMETRY, answer_of, assert_is_offline, record
 from tests.pipeline import WAIT_S, make_settings, publish, running, wait_for
 from tests.secured import ADMIN, CANARY, SecuredKafka, make_certificates, secured_kafka
 from tests.secured_redis import SecuredRedis, secured_redis
+from training.retrainer_service import run_retrainer
 
 TOPICS = TopicSettings(prefix="door.", partitions=2)
 REDIS = RedisSettings(prefix="door")
@@ -181,9 +183,22 @@ def alerts_read(settings, stop):
     read_alerts(settings, Console(file=io.StringIO()), follow=False, json_lines=False, stop=stop)
 
 
+def announced(settings, stop):
+    announce(settings, ModelEvent(kind="requested", family="test", at_ms=0))
+
+
+VERBS = {
+    "archiver": archived,
+    "replay": replayed,
+    "alerts": alerts_read,
+    "models": announced,
+    "retrainer": run_retrainer,
+}
+
+
 @pytest.mark.parametrize(("service", "right"), RIGHTS, ids=lambda one: str(one).replace("door.", ""))
 def test_a_service_without_one_of_its_kafka_rights_ends_at_once_and_names_it(backlog, service, right):
-    run = {**SERVICES, "archiver": archived, "replay": replayed, "alerts": alerts_read}[service]
+    run = {**SERVICES, **VERBS}[service]
     settings = backlog.settings(service)
     with backlog.kafka.without(principal(TOPICS, service), right):
         error = end_of(run, settings)

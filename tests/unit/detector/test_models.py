@@ -8,7 +8,7 @@ import torch
 from detector.checkpoint import Golden
 from detector.engine import Detector
 from detector.models import Models, choose_device, fit_columns
-from detector.registry import Registry
+from detector.registry import ALIASES, Registry
 from stream.errors import CheckpointError, TransientError
 from stream.grid import Geometry
 from stream.metrics import Metrics
@@ -150,12 +150,12 @@ def test_the_registry_is_asked_once_in_a_while_and_read_once_a_version(models, r
     models.refresh(wait=True)
     for _ in range(5):
         models.refresh()
-    assert registry.asked == 1
+    assert registry.asked == len(ALIASES)
     for _ in range(5):
         clock.now += 10
         models.refresh()
         models._look.result(60)
-    assert (registry.asked, registry.loaded) == (6, 1)
+    assert (registry.asked, registry.loaded) == (6 * len(ALIASES), 1)
 
 
 def damage_weights(registry, tmp_path):
@@ -329,3 +329,60 @@ def test_a_device_is_what_was_asked_for_or_what_there_is(monkeypatch):
     for there, device in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
         assert choose_device("auto") == device
+
+
+def challenge(registry, **more):
+    """Publish a version as challenger, leaving the champion what it is."""
+    champion, new = registry.alias("test", "champion"), publish(registry, **more)
+    registry.set_alias("test", "challenger", new)
+    if champion:
+        registry.promote("test", champion)
+    return new
+
+
+def test_a_challenger_stands_beside_the_champion_and_takes_over_without_being_loaded_again(models, registry, metrics):
+    old = publish(registry)
+    new = challenge(registry)
+    models.refresh(wait=True)
+    assert (version(models), models.challenger("test").manifest.version) == (old, new)
+    assert in_use(metrics) == {old}
+    registry.promote("test")
+    loaded = registry.loaded
+    tried = models.challenger("test")
+    models.refresh(wait=True)
+    assert models.current("test") is tried
+    assert models.challenger("test") is None
+    assert registry.loaded == loaded
+    assert in_use(metrics) == {new}
+
+
+def test_a_challenger_that_was_dropped_comes_back_only_as_another_version(models, registry):
+    publish(registry)
+    challenge(registry)
+    models.refresh(wait=True)
+    models.drop_challenger("test", "it is slow")
+    models.refresh(wait=True)
+    assert models.challenger("test") is None
+    another = challenge(registry)
+    models.refresh(wait=True)
+    assert models.challenger("test").manifest.version == another
+
+
+@pytest.mark.parametrize("spoil", [other_scores, overflowing_weights, other_length])
+def test_a_challenger_that_cannot_be_trusted_never_gets_a_window(models, registry, tmp_path, spoil):
+    old = publish(registry)
+    spoil(registry, tmp_path)
+    bad = registry.alias("test", "champion")
+    registry.set_alias("test", "challenger", bad)
+    registry.promote("test", old)
+    models.refresh(wait=True)
+    assert (version(models), models.challenger("test")) == (old, None)
+
+
+def test_without_a_shadow_nobody_asks_for_challengers(registry, metrics):
+    publish(registry)
+    challenge(registry)
+    alone = Models(registry, [FAMILY], metrics, shadow=False)
+    alone.refresh(wait=True)
+    alone.close()
+    assert alone.challenger("test") is None

@@ -88,6 +88,9 @@ class Champions:
     def current(self, family):
         return self.model if family == "test" else None
 
+    def challenger(self, family):
+        return None
+
 
 class Outputs:
     """What a worker's transactions published; also what a successor reads its states from."""

@@ -68,7 +68,7 @@ def test_every_metric_has_a_name_of_its_own_our_prefix_and_a_description():
 def test_entities_are_no_labels():
     """Their number is not bounded by us."""
     labels = {label for metric in metrics_of(Metrics()).values() for label in metric._labelnames}
-    assert labels == {"reason", "severity", "state", "partition", "op", "family", "version", "result", "cause"}
+    assert labels == {"reason", "severity", "state", "partition", "op", "family", "version", "result", "cause", "kind"}
 
 
 def test_two_services_in_one_process_count_apart():

@@ -37,7 +37,7 @@ def sections(model=Settings):
 
 
 def test_the_tree_has_the_sections_this_file_thinks_it_has():
-    assert len(list(sections())) == 10
+    assert len(list(sections())) == 12
 
 
 @pytest.mark.parametrize("model", list(sections()), ids=lambda model: model.__name__)

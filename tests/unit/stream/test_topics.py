@@ -6,7 +6,18 @@ from confluent_kafka import KafkaError, KafkaException
 
 from stream.errors import AccessError, TransientError, UsageError
 from stream.settings import TopicSettings
-from stream.topics import ALERTS, ALL, DECISIONS, TELEMETRY, USES, WINDOWS, ensure_topics, group_name, topic_name
+from stream.topics import (
+    ALERTS,
+    ALL,
+    DECISIONS,
+    MODELS,
+    TELEMETRY,
+    USES,
+    WINDOWS,
+    ensure_topics,
+    group_name,
+    topic_name,
+)
 
 SETTINGS = TopicSettings(prefix="prod.", partitions=3, replication=2)
 
@@ -66,7 +77,9 @@ def test_state_is_compacted_and_events_are_kept_for_a_time():
     ensure_topics(admin, SETTINGS)
     for topic in ALL:
         config = admin.made[topic_name(SETTINGS, topic)].config
-        wanted = {"cleanup.policy": "compact"} if topic is DECISIONS else {"retention.ms": str(topic.retention_ms)}
+        wanted = (
+            {"cleanup.policy": "compact"} if topic in (DECISIONS, MODELS) else {"retention.ms": str(topic.retention_ms)}
+        )
         assert config == wanted
 
 

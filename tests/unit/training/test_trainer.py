@@ -164,3 +164,30 @@ def test_the_learning_rate_is_the_same_all_the_time_where_asked() -> None:
 @pytest.mark.parametrize("geometry", [Geometry(length=24, hop=1, final_delay=4, slack=64), Geometry(length=1024)])
 def test_other_geometries_train_too(geometry: Geometry) -> None:
     assert fit(train_steps=1, geometry=geometry).geometry == geometry
+
+
+def test_a_warm_start_is_taken_where_it_fits_better_and_only_by_a_network_like_it() -> None:
+    earlier = {
+        name: tensor for name, tensor in fit(train_steps=80).weights.items() if not name.startswith("companions")
+    }
+    begun, cold = fit(train_steps=1, warm=earlier), fit(train_steps=1)
+    assert begun.training.metrics["validation"] < 0.9 < cold.training.metrics["validation"]
+    wrong = {name: torch.full_like(tensor, 3.0) for name, tensor in earlier.items()}
+    assert_same_weights(fit(train_steps=5, warm=wrong), fit(train_steps=5))
+    assert_same_weights(fit(train_steps=5, warm=dict(list(earlier.items())[1:])), fit(train_steps=5))
+
+
+def test_an_interrupted_warm_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    earlier = {
+        name: tensor for name, tensor in fit(train_steps=12).weights.items() if not name.startswith("companions")
+    }
+
+    def interrupt(progress: Progress) -> None:
+        if progress.train_step > 5:
+            raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        fit(train_steps=12, warm=earlier, state_folder=tmp_path, on_progress=interrupt)
+    assert_same_weights(fit(train_steps=12, warm=earlier, state_folder=tmp_path), fit(train_steps=12, warm=earlier))
+    with pytest.raises(UsageError, match="other data or with other settings"):
+        fit(train_steps=12, state_folder=tmp_path)

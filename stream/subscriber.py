@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from stream.contracts import Alert, ScoreBlock
 from stream.errors import TelltaleError, TransientError
@@ -30,9 +30,12 @@ class SeenAlert(NamedTuple):
 class Subscriber:
     """Reads topics from a point on, without a group, so that any number of readers see everything."""
 
-    def __init__(self, settings: Settings, *topics: Topic, from_beginning: bool) -> None:
-        """Start at the beginning of the topics, or at their present end."""
-        self._consumer = _assigned(settings, topics, from_beginning=from_beginning)
+    def __init__(
+        self, settings: Settings, *topics: Topic, from_beginning: bool = False, since_ms: int | None = None
+    ) -> None:
+        """Start at the beginning of the topics, at the first record of a Kafka time stamp, or at their present end."""
+        since_ms = 0 if from_beginning else since_ms
+        self._consumer = _assigned(settings, topics, since_ms)
         self._ended: set[tuple[str | None, int | None]] = set()
 
     def poll(self, timeout_s: float) -> Iterator[Record]:
@@ -67,10 +70,10 @@ def decode_block(record: Record) -> ScoreBlock:
     return _BLOCK.decode(record.value or b"")
 
 
-def _assigned(settings: Settings, topics: tuple[Topic, ...], *, from_beginning: bool) -> Consumer:
+def _assigned(settings: Settings, topics: tuple[Topic, ...], since_ms: int | None) -> Consumer:
     consumer = make_consumer(consumer_config(settings.kafka, "telltale-subscriber") | {"enable.partition.eof": True})
     try:
-        consumer.assign(list(_places(settings, consumer, topics, from_beginning=from_beginning)))
+        consumer.assign(list(_places(settings, consumer, topics, since_ms)))
     except TelltaleError:
         consumer.close()
         raise
@@ -84,12 +87,26 @@ def _unseen(settings: Settings, topic: str) -> TelltaleError:
 
 
 def _places(
-    settings: Settings, consumer: Consumer, topics: tuple[Topic, ...], *, from_beginning: bool
+    settings: Settings, consumer: Consumer, topics: tuple[Topic, ...], since_ms: int | None
 ) -> Iterator[TopicPartition]:
     counts = partition_counts(make_admin(settings.kafka), settings.topics, _ANSWER_S)
     for name in (topic_name(settings.topics, topic) for topic in topics):
         if name not in counts:
             raise _unseen(settings, name)
         for partition in range(counts[name]):
-            low, high = watermarks(consumer, TopicPartition(name, partition), _ANSWER_S)
-            yield TopicPartition(name, partition, low if from_beginning else high)
+            place = TopicPartition(name, partition)
+            low, high = watermarks(consumer, place, _ANSWER_S)
+            place.offset = high if since_ms is None else low
+            yield _later(consumer, place, since_ms, high) if since_ms else place
+
+
+def _later(consumer: Consumer, place: TopicPartition, since_ms: int, high: int) -> TopicPartition:
+    """Return the first record of a partition that is not older than a time, or its end."""
+    asked = TopicPartition(str(place.topic), place.partition, since_ms)
+    try:
+        (found,) = consumer.offsets_for_times([asked], timeout=_ANSWER_S)
+    except KafkaException as error:
+        needed = [Right("Describe", "topic", str(place.topic))]
+        raise failure(error.args[0], f"no offsets by time of {place.topic}", needed) from error
+    place.offset = found.offset if found.offset >= 0 else high
+    return place

@@ -1,0 +1,55 @@
+import msgspec
+import pytest
+
+from stream.kafka import Record
+from stream.settings import TopicSettings
+from tests.unit.training.test_gates import block
+from training.gates import Tally
+from training.observation import Observations
+from training.retraining import Drift
+
+TOPICS = TopicSettings(prefix="p.")
+USUAL = {"v": {"e": 0.5, "": 2.0}}
+
+
+def record(topic: str, value: bytes, timestamp_ms: int = 10) -> Record:
+    return Record(f"p.{topic}", 0, 0, b"e", value, timestamp_ms)
+
+
+def scores(topic: str = "scores", timestamp_ms: int = 10, **changes: object) -> Record:
+    return record(topic, msgspec.json.encode(block(**changes)), timestamp_ms)
+
+
+@pytest.fixture
+def seen() -> Observations:
+    return Observations(TOPICS)
+
+
+def test_scores_count_from_the_beginning_of_a_phase_each_kind_for_itself(seen: Observations) -> None:
+    observed = seen.of("f")
+    seen.add(scores())
+    assert observed.tally("v") == Tally()
+    observed.begin(10, USUAL)
+    for one in (scores(), scores("shadow-scores"), scores(timestamp_ms=9), scores(family="g"), scores(entity="new")):
+        seen.add(one)
+    assert observed.tally("v") == Tally(4, 2, 8.0, 5.0)
+    assert observed.shadow("v") == Tally(2, 1, 4.0, 1.0)
+    assert observed.tally("other") == observed.tally(None) == Tally()
+    observed.begin(11, USUAL)
+    assert observed.tally("v") == Tally()
+
+
+def test_entities_that_a_model_does_not_know_are_a_share_of_those_alive(seen: Observations) -> None:
+    assert seen.of("f").unknown(["e"]) == 0.0
+    for entity in ("e", "e", "new", "newer", "newest"):
+        seen.add(scores(entity=entity))
+    assert seen.of("f").unknown(["e", "gone"]) == 0.75
+
+
+def test_the_newest_drift_is_remembered_and_what_cannot_be_read_is_left_out(seen: Observations) -> None:
+    for at_ms in (5, 6):
+        event = {"family": "f", "model": {"version": "v"}, "detected_at_ms": at_ms, "first_block_ms": 1, "more": 1}
+        seen.add(record("drift", msgspec.json.encode(event)))
+    seen.add(record("drift", b"{"))
+    seen.add(record("scores", b"\xff"))
+    assert seen.of("f").drift == Drift("v", 6, 1)
