@@ -72,8 +72,9 @@ class OwnedPartition:
     def __init__(self, epoch: int, newcomers: Newcomers) -> None:
         self.epoch = epoch
         self.newcomers = newcomers
-        self.next_offset: int | None = None  # of the snapshot
+        self.next_offset: int | None = None  # to apply, of the next snapshot
         self.entities: dict[str, OwnedEntity] = {}
+        self.touched: dict[str, OwnedEntity] = {}  # since the snapshot
         self.unscored: dict[str, deque[Unscored]] = defaultdict(deque)
         self.announced: deque[tuple[int, str]] = deque()  # offset in `windows` and entity
 
