@@ -1,25 +1,27 @@
 """Window notices to scores and alerts. Owns the order of the work; knows no slot arithmetic and no network.
 
 One batch: 1. read the windows as of their end slots, 2. score them together, 3. judge each entity's windows in order,
-4. one transaction with score blocks, alerts, the changed decision states and the notices' offsets. The states live in
-a compacted topic written in that transaction, so a successor starts from exactly what was published.
+and find out what commands have to do with those that may alarm, 4. one transaction with score blocks, alerts, the
+changed decision states and the notices' offsets. The states live in a compacted topic written in that transaction, so a
+successor starts from exactly what was published.
 """
 
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from operator import attrgetter
+from typing import NamedTuple, cast
 
 import msgspec
 import numpy as np
 import structlog
 import torch
 
-from detector.alerts import Episode, advance
-from detector.command_effect import explain_by_commands
-from detector.decision import SeriesMoments, WindowView, decide, initial_moments, unscored
-from detector.engine import WindowBatch
+from detector.alerts import Episode, Step, advance
+from detector.command_effect import Question, explain_by_commands
+from detector.decision import Decision, Hit, SeriesMoments, WindowView, decide, initial_moments, unscored
+from detector.engine import Detector, WindowBatch
 from detector.models import Model, Models, choose_device
 from detector.registry import Registry
 from stream.contracts import Alert, ScoreBlock, WindowNotice, cloud_event_headers
@@ -60,6 +62,14 @@ class _Scored(NamedTuple):
     view: WindowView
 
 
+class _Place(NamedTuple):
+    """A window of a batch, with the partition it was announced in; not scored for want of a model."""
+
+    partition: int
+    scored: _Scored | None
+    notice: WindowNotice
+
+
 class Worker:
     """A stage of the transactional loop: implements `stream.loop.Stage`."""
 
@@ -91,16 +101,19 @@ class Worker:
         self._models.refresh()
         notices = [_NOTICE.decode(record.value or b"") for record in records]
         scored = {id(one.notice): one for one in self._score(notices)}
+        windows = [_Place(record.partition, scored.get(id(n)), n) for record, n in zip(records, notices, strict=True)]
+        decisions = self._decide(windows)
+        self._explain(windows, decisions)
         outgoing: list[Outgoing] = []
         changed: dict[tuple[int, str], EntityState] = {}
-        for record, notice in zip(records, notices, strict=True):
-            one = scored.get(id(notice))
-            if one is None:
-                outgoing += self._blocks(record.partition, unscored(notice))
+        for window, decision in zip(windows, decisions, strict=True):
+            if decision is None:
+                outgoing += self._blocks(window.partition, unscored(window.notice))
                 self._metrics.unscored_windows.inc()
                 continue
-            state, messages = self._judge(record.partition, one)
-            self._states[record.partition][notice.entity] = changed[record.partition, notice.entity] = state
+            state, messages = self._follow(window, decision)
+            changed[window.partition, window.notice.entity] = state
+            self._states[window.partition][window.notice.entity] = state
             outgoing += messages
         outgoing += [self._state_message(partition, entity, state) for (partition, entity), state in changed.items()]
         self._triggers = [notice.trigger_ms for notice in notices]
@@ -175,23 +188,62 @@ class Worker:
             )
             yield _Scored(notice, model, window, view)
 
-    def _judge(self, partition: int, one: _Scored) -> tuple[EntityState, list[Outgoing]]:
-        notice, manifest = one.notice, one.model.manifest
-        state = self._states[partition].get(notice.entity)
-        moments = state.moments if state else None
-        if moments is None or moments.version != manifest.version:
-            followed = moments.followed if moments else 0
-            moments = initial_moments(manifest, one.model.calibration(notice.entity), followed)
-        decision = decide(manifest, one.model.numeric_names, notice, one.view, moments)
-        hits = decision.hits
-        if hits:  # seldom, and the window's channels would be copied for nothing
-            values = one.window.values[one.model.columns]
-            hits = explain_by_commands(one.model.detector, notice, values, hits)
-        missing = missing_fraction(notice)
-        step = advance(manifest, self._settings.deployment, notice, hits, state.episode if state else None, missing)
+    def _decide(self, windows: Sequence[_Place]) -> list[Decision | None]:
+        """Judge the windows in order, each by what the entity's earlier ones said."""
+        decisions: list[Decision | None] = []
+        newest: dict[tuple[int, str], SeriesMoments] = {}
+        for window in windows:
+            notice, one = window.notice, window.scored
+            if one is None:
+                decisions.append(None)
+                continue
+            state, manifest = self._states[window.partition].get(notice.entity), one.model.manifest
+            moments = newest.get((window.partition, notice.entity), state.moments if state else None)
+            if moments is None or moments.version != manifest.version:
+                followed = moments.followed if moments else 0
+                moments = initial_moments(manifest, one.model.calibration(notice.entity), followed)
+            decision = decide(manifest, one.model.numeric_names, notice, one.view, moments)
+            newest[window.partition, notice.entity] = decision.moments
+            decisions.append(decision)
+        return decisions
+
+    def _explain(self, windows: Sequence[_Place], decisions: list[Decision | None]) -> None:
+        """Say of hits what commands have to do with them, where an alert may show it: of the ones that deviate most.
+
+        Which those are is seen by following the episodes, which no command changes.
+        """
+        episodes: dict[tuple[int, str], Episode | None] = {}
+        asked: dict[int, tuple[Detector, list[tuple[int, Question]]]] = {}
+        for at, (window, decision) in enumerate(zip(windows, decisions, strict=True)):
+            if decision is None or window.scored is None:
+                continue
+            key, notice, model = (window.partition, window.notice.entity), window.notice, window.scored.model
+            state = self._states[window.partition].get(notice.entity)
+            before = episodes.get(key, state.episode if state else None)
+            after = episodes[key] = self._advance(window, decision.hits, before).episode
+            peak = max(decision.hits, key=attrgetter("z"), default=None)
+            if peak is not None and (after is None or after.peak is peak):
+                values = window.scored.window.values[model.columns]
+                questions = asked.setdefault(id(model), (model.detector, []))[1]
+                questions.append((at, Question(notice, values, peak)))
+        for detector, questions in asked.values():
+            explained = explain_by_commands(detector, [question for _, question in questions])
+            for (at, question), hit in zip(questions, explained, strict=True):
+                decision = cast("Decision", decisions[at])
+                hits = [hit if one is question.hit else one for one in decision.hits]
+                decisions[at] = decision._replace(hits=hits)
+
+    def _advance(self, window: _Place, hits: list[Hit], episode: Episode | None) -> Step:
+        manifest = cast("_Scored", window.scored).model.manifest
+        missing = missing_fraction(window.notice)
+        return advance(manifest, self._settings.deployment, window.notice, hits, episode, missing)
+
+    def _follow(self, window: _Place, decision: Decision) -> tuple[EntityState, list[Outgoing]]:
+        state = self._states[window.partition].get(window.notice.entity)
+        step = self._advance(window, decision.hits, state.episode if state else None)
         self._observe(decision.blocks)
-        messages = self._blocks(partition, decision.blocks) + [self._alert(partition, a) for a in step.alerts]
-        return EntityState(decision.moments, step.episode), messages
+        alerts = [self._alert(window.partition, alert) for alert in step.alerts]
+        return EntityState(decision.moments, step.episode), self._blocks(window.partition, decision.blocks) + alerts
 
     def _blocks(self, partition: int, blocks: list[ScoreBlock]) -> list[Outgoing]:
         topic = self._topics[SCORES]

@@ -249,7 +249,7 @@ def test_an_idle_ring_is_forgotten_and_every_row_keeps_it(real, redis_url):
     epoch = real.acquire(0)
     real.write_rows(0, epoch, [rows(0, ttl_ms=HOUR_MS)])
     client = redis.Redis.from_url(redis_url)
-    key = real._ring_key(0, RING)
+    (key,) = real._ring_keys(0, [RING])
     assert 0 < client.pttl(key) <= HOUR_MS
     real.write_rows(0, epoch, [rows(1, ttl_ms=2 * HOUR_MS)])
     assert client.pttl(key) > HOUR_MS
