@@ -36,7 +36,8 @@ from stream.topics import DEAD_LETTERS, TELEMETRY, WINDOWS, topic_name
 from stream.window_store import Snapshot, WindowStore, connect
 
 _log = structlog.get_logger()
-_BATCH_RECORDS = 8000
+# The more rows of an entity come together, the less each of them costs.
+_BATCH_RECORDS = 32_000
 _NOTICE = msgspec.json.Encoder()
 _HEAD = msgspec.msgpack.Encoder()
 _HEAD_DECODER = msgspec.msgpack.Decoder(HeadRecord)
