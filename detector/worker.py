@@ -40,6 +40,8 @@ _ENCODER = msgspec.json.Encoder()
 _NOTICE = msgspec.json.Decoder(WindowNotice)
 # A window whose rows are not all there is being rebuilt by the windower; it is asked for again so often.
 _INCOMPLETE_POLL_S = 0.1
+# Of one batch of windows: the first of them waits for the last.
+_BATCH_S = 0.2
 # After so long the loop joins again, which keeps it live and lets it give up after its deadline.
 _INCOMPLETE_S = 5.0
 
@@ -297,7 +299,9 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
         _require_models(settings, models)
         wait_until(store.check, settings.kafka.reconnect_deadline_s, "Redis", stop.is_set)
         stage = Worker(settings, store, models, read_states(settings), metrics)
-        run_service(settings, Service("worker", WINDOWS, settings.worker.batch_windows, stage, metrics, health), stop)
+        run_service(
+            settings, Service("worker", WINDOWS, settings.worker.batch_windows, _BATCH_S, stage, metrics, health), stop
+        )
     finally:
         models.close()
         store.close()

@@ -40,8 +40,6 @@ _CHECK_S = 1.0
 _MARGIN_S = 1.0
 # Of a batch, about; records that hold many rows are worked on fewer at a time.
 _BATCH_BYTES = 16 * 2**20
-# What a batch produces is seen by nobody before all of it is done, so none is to take much longer than this.
-_BATCH_S = 0.2
 _PARTITION = attrgetter("partition")
 
 
@@ -86,13 +84,15 @@ class LoopConfig(NamedTuple):
     """What one loop reads, and as whom.
 
     transactional_id: stable per process instance, so that its successor ends the transaction it left open.
-    batch_records: how many records at most are worked on before a commit; fewer where they are large or take long.
+    batch_records: how many records at most are worked on before a commit; fewer where they are large. batch_s: about
+    how long a batch may take: nobody sees what it produces before all of it is done.
     """
 
     topic: str
     group: str
     transactional_id: str
     batch_records: int
+    batch_s: float
 
 
 class TransactionalLoop:
@@ -196,7 +196,7 @@ class TransactionalLoop:
     def _batch_records(self) -> int:
         """Return how many records the next batch takes at most, by what those of the last one took."""
         by_bytes = int(_BATCH_BYTES / self._record_bytes)
-        by_time = int(_BATCH_S / self._record_s) if self._record_s else by_bytes
+        by_time = int(self._config.batch_s / self._record_s) if self._record_s else by_bytes
         return min(self._config.batch_records, max(1, min(by_bytes, by_time)))
 
     def _replay(self, records: list[Record]) -> list[Record]:

@@ -20,11 +20,12 @@ _GARBAGE_THRESHOLDS = (50_000, 20, 100)
 
 
 class Service(NamedTuple):
-    """A stage with what it reads. name: also its consumer group. batch_records: see `LoopConfig`."""
+    """A stage with what it reads. name: also its consumer group. batch_records, batch_s: see `LoopConfig`."""
 
     name: str
     topic: Topic
     batch_records: int
+    batch_s: float
     stage: Stage
     metrics: Metrics
     health: Health
@@ -37,7 +38,7 @@ def run_service(settings: Settings, service: Service, stop: threading.Event) -> 
     """
     group = group_name(settings.topics, service.name)
     topic = topic_name(settings.topics, service.topic)
-    config = LoopConfig(topic, group, f"{group}-{settings.instance}", service.batch_records)
+    config = LoopConfig(topic, group, f"{group}-{settings.instance}", service.batch_records, service.batch_s)
     loop = TransactionalLoop(settings.kafka, config, service.stage, service.metrics, service.health)
     with MetricsServer(settings.metrics, service.metrics, service.health) as server, _garbage_seldom_collected():
         wait_for_broker(settings.kafka, stopping=stop.is_set)

@@ -36,8 +36,8 @@ from stream.topics import DEAD_LETTERS, TELEMETRY, WINDOWS, topic_name
 from stream.window_store import Snapshot, WindowStore, connect
 
 _log = structlog.get_logger()
-# The more rows of an entity come together, the less each of them costs.
-_BATCH_RECORDS = 32_000
+# The more rows of an entity come together, the less each of them costs; batches are that large only after a backlog.
+_BATCH_RECORDS, _BATCH_S = 32_000, 0.5
 _NOTICE = msgspec.json.Encoder()
 _HEAD = msgspec.msgpack.Encoder()
 _HEAD_DECODER = msgspec.msgpack.Decoder(HeadRecord)
@@ -358,7 +358,7 @@ def run_windower(settings: Settings, stop: threading.Event) -> None:
     acks = KafkaAcknowledgements(settings)
     try:
         stage = Windower(settings, store, acks, metrics, health)
-        run_service(settings, Service("windower", TELEMETRY, _BATCH_RECORDS, stage, metrics, health), stop)
+        run_service(settings, Service("windower", TELEMETRY, _BATCH_RECORDS, _BATCH_S, stage, metrics, health), stop)
     finally:
         acks.close()
         store.close()
