@@ -33,6 +33,7 @@ _LOAD = "return {redis.call('GET', KEYS[1]), redis.call('HGETALL', KEYS[2])}"
 # KEYS: epoch, and for each run of rows its ring. ARGV: epoch, then for each layout: number of runs, size of a ring,
 # where its values begin, bytes of a row's values, time to live in ms; position and number of rows of each run, packed;
 # and slots and values of all of them. A ring gets its size first: a string that grows is given twice what it needs.
+# PEXPIRE comes last: a full server refuses SETRANGE, but only as the first thing that a script writes.
 _WRITE_ROWS = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 local k = 2
@@ -44,12 +45,10 @@ for a = 2, #ARGV, 8 do
     local position, count
     position, count, at = struct.unpack('<I4I4', runs, at)
     local s_end, v_end = s + count * INDEX_BYTES, v + count * row
-    if redis.call('PEXPIRE', KEYS[k], ttl) == 0 then
-      redis.call('SETRANGE', KEYS[k], size - 1, '\\0')
-      redis.call('PEXPIRE', KEYS[k], ttl)
-    end
+    if redis.call('EXISTS', KEYS[k]) == 0 then redis.call('SETRANGE', KEYS[k], size - 1, '\\0') end
     redis.call('SETRANGE', KEYS[k], position * INDEX_BYTES, string.sub(slots, s, s_end - 1))
     redis.call('SETRANGE', KEYS[k], values_at + position * row, string.sub(values, v, v_end - 1))
+    redis.call('PEXPIRE', KEYS[k], ttl)
     k, s, v = k + 1, s_end, v_end
   end
 end

@@ -268,7 +268,7 @@ def test_a_ring_takes_little_more_memory_than_its_bytes(real, redis_url):
     slots = FIRST_SLOT + np.arange(3)
     real.write_rows(0, real.acquire(0), [write(ref, slots, slots, values)])
     client = redis.Redis.from_url(redis_url)
-    assert client.memory_usage(real._ring_key(0, ref)) < 1.3 * ref.layout.size
+    assert client.memory_usage(real._ring_keys(0, [ref])[0]) < 1.3 * ref.layout.size
     client.close()
 
 
