@@ -139,9 +139,12 @@ class RunningService:
             connection.close()
 
 
-def measure_taking(services: Sequence[RunningService], done: Callable[[], int], total: int) -> Taken:
-    """Measure from the first commit seen until all records of a topic are taken; raise TransientError if that fails."""
-    services[0].wait_until(lambda: done() > 0, _TAKING_S, "to begin", _TAKING_POLL_S)
+def measure_taking(services: Sequence[RunningService], done: Callable[[], int], total: int, after: int = 0) -> Taken:
+    """Measure from the first commit seen until all records of a topic are taken; raise TransientError if that fails.
+
+    after: so many records are taken before it is looked at.
+    """
+    services[0].wait_until(lambda: done() > after, _TAKING_S, "to begin", _TAKING_POLL_S)
     first, wall = done(), time.perf_counter()
     cpu = sum(one.watch.cpu_s() for one in services)
     services[0].wait_until(lambda: done() >= total, _TAKING_S, "to take all rows", _TAKING_POLL_S)

@@ -1,9 +1,9 @@
 """Window notices to scores and alerts. Owns the order of the work; knows no slot arithmetic and no network.
 
 One batch: 1. read the windows as of their end slots, 2. score them together, 3. judge each entity's windows in order,
-4. one transaction with score blocks, alerts, block summaries, the changed decision states, what a challenger made of
-some windows, and the notices' offsets. The states live in a compacted topic written in that transaction, so a successor
-starts from exactly what was published.
+and find out what commands have to do with those that may alarm, 4. one transaction with score blocks, alerts, block
+summaries, the changed decision states, what a challenger made of some windows, and the notices' offsets. The states
+live in a compacted topic written in that transaction, so a successor starts from exactly what was published.
 """
 
 import threading
@@ -11,16 +11,18 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import NamedTuple
+from operator import attrgetter
+from typing import NamedTuple, cast
 
 import msgspec
 import structlog
 import torch
 
-from detector.alerts import Episode, advance
+from detector.alerts import Episode, Step, advance
 from detector.blocks import WindowView, unscored
-from detector.command_effect import explain_by_commands
-from detector.decision import SeriesMoments, decide, initial_moments
+from detector.command_effect import Question, explain_by_commands
+from detector.decision import Decision, SeriesMoments, decide, initial_moments
+from detector.engine import Detector
 from detector.models import Model, Models, choose_device
 from detector.registry import Registry
 from detector.shadow import Shadow
@@ -42,6 +44,8 @@ _ENCODER = msgspec.json.Encoder()
 _NOTICE = msgspec.json.Decoder(WindowNotice)
 # A window whose rows are not all there is being rebuilt by the windower; it is asked for again so often.
 _INCOMPLETE_POLL_S = 0.1
+# Of one batch of windows: the first of them waits for the last.
+_BATCH_S = 0.2
 # After so long the loop joins again, which keeps it live and lets it give up after its deadline.
 _INCOMPLETE_S = 5.0
 
@@ -63,6 +67,14 @@ class _Scored(NamedTuple):
     model: Model
     window: Window
     view: WindowView
+
+
+class _Place(NamedTuple):
+    """A window of a batch, with the partition it was announced in; not scored for want of a model."""
+
+    partition: int
+    scored: _Scored | None
+    notice: WindowNotice
 
 
 class Worker:
@@ -100,16 +112,19 @@ class Worker:
         notices = [_NOTICE.decode(record.value or b"") for record in records]
         self._aside = []
         scored = {id(one.notice): one for one in self._score(notices)}
+        windows = [_Place(record.partition, scored.get(id(n)), n) for record, n in zip(records, notices, strict=True)]
+        decisions = self._decide(windows)
+        self._explain(windows, decisions)
         outgoing: list[Outgoing] = []
         changed: dict[tuple[int, str], EntityState] = {}
-        for record, notice in zip(records, notices, strict=True):
-            one = scored.get(id(notice))
-            if one is None:
-                outgoing += self._blocks(record.partition, unscored(notice))
+        for window, decision in zip(windows, decisions, strict=True):
+            if decision is None:
+                outgoing += self._blocks(window.partition, unscored(window.notice))
                 self._metrics.unscored_windows.inc()
                 continue
-            state, messages = self._judge(record.partition, one)
-            self._states[record.partition][notice.entity] = changed[record.partition, notice.entity] = state
+            state, messages = self._follow(window, decision)
+            changed[window.partition, window.notice.entity] = state
+            self._states[window.partition][window.notice.entity] = state
             outgoing += messages
         outgoing += [self._state_message(partition, entity, state) for (partition, entity), state in changed.items()]
         outgoing += self._aside
@@ -182,31 +197,78 @@ class Worker:
         state = self._states.get(notice.source.partition, {}).get(notice.entity)
         return state.moments.followed if state else 0
 
-    def _judge(self, partition: int, one: _Scored) -> tuple[EntityState, list[Outgoing]]:
-        notice, manifest = one.notice, one.model.manifest
-        state = self._states[partition].get(notice.entity)
-        moments, counted = (state.moments, state.tally) if state else (None, NO_TALLY)
-        if moments is None or moments.version != manifest.version:
-            followed = moments.followed if moments else 0
-            moments = initial_moments(manifest, one.model.calibration(notice.entity), followed)
-            counted = NO_TALLY
-        decision = decide(manifest, one.model.numeric_names, notice, one.view, moments)
-        hits = decision.hits
-        if hits:  # seldom, and the window's channels would be copied for nothing
-            values = one.window.values[one.model.columns]
-            hits = explain_by_commands(one.model.detector, notice, values, hits)
-        episode, missing = state.episode if state else None, missing_fraction(notice)
-        deployment, adapting = self._settings.deployment, decision.adapting
-        step = advance(manifest, deployment, notice, hits, episode, missing, adapting=adapting)
+    def _decide(self, windows: Sequence[_Place]) -> list[Decision | None]:
+        """Judge the windows in order, each by what the entity's earlier ones said."""
+        decisions: list[Decision | None] = []
+        newest: dict[tuple[int, str], SeriesMoments] = {}
+        for window in windows:
+            notice, one = window.notice, window.scored
+            if one is None:
+                decisions.append(None)
+                continue
+            state, manifest = self._states[window.partition].get(notice.entity), one.model.manifest
+            moments = newest.get((window.partition, notice.entity), state.moments if state else None)
+            if moments is None or moments.version != manifest.version:
+                followed = moments.followed if moments else 0
+                moments = initial_moments(manifest, one.model.calibration(notice.entity), followed)
+            decision = decide(manifest, one.model.numeric_names, notice, one.view, moments)
+            newest[window.partition, notice.entity] = decision.moments
+            decisions.append(decision)
+        return decisions
+
+    def _explain(self, windows: Sequence[_Place], decisions: list[Decision | None]) -> None:
+        """Say of hits what commands have to do with them, where an alert may show it: of the ones that deviate most.
+
+        Which those are is seen by following the episodes, which no command changes.
+        """
+        episodes: dict[tuple[int, str], Episode | None] = {}
+        asked: dict[int, tuple[Detector, list[tuple[int, Question]]]] = {}
+        for at, (window, decision) in enumerate(zip(windows, decisions, strict=True)):
+            if decision is None or window.scored is None:
+                continue
+            key, notice, model = (window.partition, window.notice.entity), window.notice, window.scored.model
+            state = self._states[window.partition].get(notice.entity)
+            before = episodes.get(key, state.episode if state else None)
+            after = episodes[key] = self._advance(window, decision, before).episode
+            peak = max(decision.hits, key=attrgetter("z"), default=None)
+            if peak is not None and (after is None or after.peak is peak):
+                values = window.scored.window.values[model.columns]
+                questions = asked.setdefault(id(model), (model.detector, []))[1]
+                questions.append((at, Question(notice, values, peak)))
+        for detector, questions in asked.values():
+            explained = explain_by_commands(detector, [question for _, question in questions])
+            for (at, question), hit in zip(questions, explained, strict=True):
+                decision = cast("Decision", decisions[at])
+                hits = [hit if one is question.hit else one for one in decision.hits]
+                decisions[at] = decision._replace(hits=hits)
+
+    def _advance(self, window: _Place, decision: Decision, episode: Episode | None) -> Step:
+        manifest, notice = cast("_Scored", window.scored).model.manifest, window.notice
+        deployment, missing = self._settings.deployment, missing_fraction(notice)
+        return advance(manifest, deployment, notice, decision.hits, episode, missing, adapting=decision.adapting)
+
+    def _follow(self, window: _Place, decision: Decision) -> tuple[EntityState, list[Outgoing]]:
+        state = self._states[window.partition].get(window.notice.entity)
+        step = self._advance(window, decision, state.episode if state else None)
         self._observe(decision.blocks)
-        messages = self._blocks(partition, decision.blocks) + [self._alert(partition, a) for a in step.alerts]
-        counted = tally(counted, decision.blocks)
+        messages = self._blocks(window.partition, decision.blocks)
+        messages += [self._alert(window.partition, alert) for alert in step.alerts]
+        counted, summaries = self._summarise(cast("_Scored", window.scored), decision.blocks, state)
+        return EntityState(decision.moments, step.episode, counted), messages + summaries
+
+    def _summarise(
+        self, one: _Scored, blocks: list[ScoreBlock], state: EntityState | None
+    ) -> tuple[ScoreTally, list[Outgoing]]:
+        """Count the scores on, from zero for another model, and tell them where a block of slots is over."""
+        manifest, notice = one.model.manifest, one.notice
+        same = state is not None and state.moments.version == manifest.version
+        counted = tally(state.tally if state is not None and same else NO_TALLY, blocks)
         model = ModelRef(manifest.name, manifest.version)
         summary = summarise(notice, one.model.numeric_names, one.view.values, counted, model)
-        if summary is not None:
-            messages.append(Outgoing(self._topics[SUMMARIES], BY_KEY, notice.family.encode(), _ENCODER.encode(summary)))
-            counted = NO_TALLY
-        return EntityState(decision.moments, step.episode, counted), messages
+        if summary is None:
+            return counted, []
+        key, value = notice.family.encode(), _ENCODER.encode(summary)
+        return NO_TALLY, [Outgoing(self._topics[SUMMARIES], BY_KEY, key, value)]
 
     def _blocks(self, partition: int, blocks: list[ScoreBlock]) -> list[Outgoing]:
         return [self._message(SCORES, partition, block) for block in blocks]
@@ -267,7 +329,9 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
         _require_models(settings, models)
         wait_until(store.check, settings.kafka.reconnect_deadline_s, "Redis", stop.is_set)
         stage = Worker(settings, store, models, read_states(settings, stop.is_set), metrics)
-        run_service(settings, Service("worker", WINDOWS, settings.worker.batch_windows, stage, metrics, health), stop)
+        run_service(
+            settings, Service("worker", WINDOWS, settings.worker.batch_windows, _BATCH_S, stage, metrics, health), stop
+        )
     finally:
         models.close()
         store.close()

@@ -33,7 +33,7 @@ from stream.topics import TELEMETRY, topic_name
 from stream.waiting import wait_until
 
 _log = structlog.get_logger()
-_BATCH_RECORDS = 8000
+_BATCH_RECORDS, _BATCH_S = 8000, 0.5
 _ASK_S = 10.0
 _PARTITION = attrgetter("partition")
 
@@ -161,4 +161,4 @@ def run_archiver(settings: Settings, stop: threading.Event) -> None:
     metrics, health = Metrics(), Health(settings.metrics.liveness_s)
     admin, topic = make_admin(settings.kafka), topic_name(settings.topics, TELEMETRY)
     stage = Archiver(settings, archive, lambda: log_name(admin, topic), metrics, stopping=stop.is_set)
-    run_service(settings, Service("archiver", TELEMETRY, _BATCH_RECORDS, stage, metrics, health, True), stop)
+    run_service(settings, Service("archiver", TELEMETRY, _BATCH_RECORDS, _BATCH_S, stage, metrics, health, True), stop)

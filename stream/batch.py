@@ -16,7 +16,7 @@ from stream.errors import ContractError
 from stream.kafka import Outgoing, Record
 from stream.owned import OwnedEntity
 from stream.rows import FamilyRows
-from stream.window_store import RingRef
+from stream.window_store import RingRef, RingWrite
 
 
 class Place(msgspec.Struct, gc=False):
@@ -99,6 +99,13 @@ class Batch:
         self._latest[entity.name] = stretch = Stretch(entity, entity.ref, rows, first, end)
         self.stretches.append(stretch)
 
+    def writes(self) -> list[RingWrite]:
+        """Return the rows to write, by family."""
+        families: dict[int, list[Stretch]] = {}
+        for stretch in self.stretches:
+            families.setdefault(id(stretch.rows), []).append(stretch)
+        return [_ring_write(stretches) for stretches in families.values()]
+
     def kept_contract(self) -> Counter[str]:
         """Count the records done that did not break their contract, by family."""
         if self.places:
@@ -114,6 +121,18 @@ class Batch:
         rest = Batch(self.held, [], broken)
         rest.places = self.places[self.done :]
         return rest
+
+
+def _ring_write(stretches: Sequence[Stretch]) -> RingWrite:
+    """Return the rows of stretches of one family."""
+    rows, count = stretches[0].rows, len(stretches)
+    first = np.fromiter((stretch.first for stretch in stretches), np.int64, count)
+    lengths = np.fromiter((stretch.end for stretch in stretches), np.int64, count) - first
+    owners = np.repeat(np.arange(count), lengths)
+    at = np.arange(len(owners)) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
+    layout = stretches[0].ref.layout
+    runs = layout.encode(owners, rows.slots[at], rows.offsets[at], rows.values[at])
+    return RingWrite(layout, stretches[0].entity.ttl_ms, [stretch.ref for stretch in stretches], runs)
 
 
 def places_of(families: Iterable[FamilyRows], count: int) -> list[Place | None]:

@@ -26,7 +26,7 @@ _log = structlog.get_logger()
 _SUMMARY = msgspec.json.Decoder(BlockSummary)
 _EVENT = msgspec.json.Decoder(DriftEvent)
 _ENCODER = msgspec.json.Encoder()
-_BATCH_RECORDS = 1000
+_BATCH_RECORDS, _BATCH_S = 1000, 0.5
 # Versions whose sketch is kept: workers change theirs one after the other, and back.
 _KEPT_SKETCHES = 4
 _ANSWER_S = 30.0
@@ -140,4 +140,4 @@ def run_drift(settings: Settings, stop: threading.Event) -> None:
         return read_sketch(settings.registry, family, version, settings.drift.max_merged)
 
     stage = DriftMonitor(settings, sketch_of, partial(read_events, settings), metrics)
-    run_service(settings, Service("drift", SUMMARIES, _BATCH_RECORDS, stage, metrics, health), stop)
+    run_service(settings, Service("drift", SUMMARIES, _BATCH_RECORDS, _BATCH_S, stage, metrics, health), stop)

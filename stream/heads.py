@@ -42,11 +42,6 @@ class _Bucket:
         self.first_offset = offset
         self.last_offset = offset
 
-    def add(self, bit: int, offset: int) -> None:
-        self.mask |= 1 << bit
-        self.first_offset = min(self.first_offset, offset)
-        self.last_offset = max(self.last_offset, offset)
-
 
 class HeadRecord(msgspec.Struct, frozen=True, array_like=True):
     """What a snapshot keeps of a head; the buckets come back from the ring's index.
@@ -149,6 +144,24 @@ class Head:
                 self._count(slots[at + 1 : end], offsets[at + 1 : end])
             at = end
 
+    def add_quietly(self, first_slot: int, last_slot: int, first_offset: int, last_offset: int) -> bool:
+        """Add rows of all slots from the first to the last one, newer than all before, if that is all there is to it.
+
+        Returns False, and does nothing, where they make a window final, belong to two hops or end a doubt. Else it does
+        what `add_run` would, and wants the same, in a fraction of the time: most entities of a batch have few rows.
+        """
+        number, bit = divmod(first_slot, self.geometry.hop)
+        quiet = (
+            self.max_slot < first_slot
+            and last_slot - first_slot + bit < self.geometry.hop
+            and last_slot - self.geometry.lateness < self.emitted_end + self.geometry.hop
+            and not self._doubt.rows
+        )
+        if quiet:
+            self.jumped, self.max_slot = False, last_slot
+            self._extend(number, (1 << last_slot - first_slot + 1) - 1 << bit, first_offset, last_offset)
+        return quiet
+
     def _count(self, slots: Sequence[int], offsets: Sequence[int]) -> None:
         """Count ascending rows, a hop's at once."""
         hop, at = self.geometry.hop, 0
@@ -157,21 +170,23 @@ class Head:
             end = bisect_left(slots, (number + 1) * hop, at)
             gapless = slots[end - 1] - slots[at] == end - 1 - at
             mask = (1 << end - at) - 1 << bit if gapless else sum(1 << slot % hop for slot in slots[at:end])
-            bucket = self._buckets.get(number)
-            if bucket is None:
-                bucket = self._buckets[number] = _Bucket(offsets[at])
-            bucket.mask |= mask
-            bucket.first_offset = min(bucket.first_offset, offsets[at])
-            bucket.last_offset = max(bucket.last_offset, offsets[end - 1])
+            self._extend(number, mask, offsets[at], offsets[end - 1])
             at = end
+
+    def _extend(self, number: int, mask: int, first_offset: int, last_offset: int) -> None:
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            bucket = self._buckets[number] = _Bucket(first_offset)
+        bucket.mask |= mask
+        if first_offset < bucket.first_offset:
+            bucket.first_offset = first_offset
+        if last_offset > bucket.last_offset:
+            bucket.last_offset = last_offset
 
     def restore_row(self, slot: int, offset: int) -> None:
         """Count a row that is known to be in the ring."""
         number, bit = divmod(slot, self.geometry.hop)
-        bucket = self._buckets.get(number)
-        if bucket is None:
-            bucket = self._buckets[number] = _Bucket(offset)
-        bucket.add(bit, offset)
+        self._extend(number, 1 << bit, offset, offset)
 
     def flush(self) -> list[Cut]:
         """Return one more window that covers the rows behind the last boundary, for a series known to have ended."""

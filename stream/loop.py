@@ -41,7 +41,7 @@ _MARGIN_S = 1.0
 # Leaving the group waits for its coordinator; the group notices all the same when the session is over.
 _CLOSE_S = 5.0
 # Of a batch, about; records that hold many rows are worked on fewer at a time.
-_BATCH_BYTES = 8 * 2**20
+_BATCH_BYTES = 16 * 2**20
 _PARTITION = attrgetter("partition")
 
 
@@ -73,7 +73,7 @@ class Stage(Protocol):
         """Work on a batch, records of one partition in offset order; see `LoopConfig.keeps_records` for empty ones."""
 
     def check(self) -> None:
-        """Look after what is owned, between two batches and once a second; also while there are no records."""
+        """Look after what is owned, between two batches, once a second and before the end; also without records."""
 
     def committed(self, delivered: Sequence[tuple[Outgoing, int]]) -> None:
         """Learn that the last batch's transaction is committed, and at which offset each message stands."""
@@ -86,7 +86,8 @@ class LoopConfig(NamedTuple):
     """What one loop reads, and as whom.
 
     transactional_id: stable per process instance, so that its successor ends the transaction it left open.
-    batch_records: how many records at most are worked on before a commit; fewer where they are large.
+    batch_records: how many records at most are worked on before a commit; fewer where they are large. batch_s: about
+    how long a batch may take: nobody sees what it produces before all of it is done.
     keeps_records: the stage may keep records it has not done yet without having them held; so that it can do them
     later, it is given an empty batch once a second and another one at the end.
     """
@@ -95,6 +96,7 @@ class LoopConfig(NamedTuple):
     group: str
     transactional_id: str
     batch_records: int
+    batch_s: float
     keeps_records: bool = False
 
 
@@ -113,6 +115,7 @@ class TransactionalLoop:
         self._owned: dict[int, int] = {}
         self._held: list[Record] = []
         self._record_bytes = 8 * 1024.0  # of the last batch, on average
+        self._record_s = 0.0  # likewise, of work and commit
         self._paused: set[int] = set()
         self._lag_observed = 0.0
         self._checked = 0.0
@@ -155,6 +158,7 @@ class TransactionalLoop:
             consumer.subscribe([self._config.topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
             while not self._stopping():
                 self._once(consumer, producer)
+            self._stage.check()
             if self._config.keeps_records:
                 self._work(consumer, producer, [])
         finally:
@@ -176,20 +180,22 @@ class TransactionalLoop:
         fresh = self._replay(records)
         if records and not fresh:
             return
+        started = time.monotonic()
         progress = self._stage.process(fresh)
         self._held = progress.held
         self._pause(consumer, {record.partition for record in progress.held})
         if progress.next_offsets:
             self._commit(consumer, producer, progress)
             self._owned.update(progress.next_offsets)
-        elif progress.held:
+        if fresh and not progress.held:
+            self._record_s = (time.monotonic() - started) / len(fresh)
+        if progress.held and not progress.next_offsets:
             self._worked_at = time.monotonic()
             time.sleep(POLL_S)
 
     def _consume(self, consumer: Consumer) -> list[Record]:
         try:
-            count = min(self._config.batch_records, max(1, int(_BATCH_BYTES / self._record_bytes)))
-            messages = consumer.consume(count, timeout=0.0 if self._held else POLL_S)
+            messages = consumer.consume(self._batch_records(), timeout=0.0 if self._held else POLL_S)
         except KafkaException as error:
             raise self._failure(error.args[0], f"consuming {self._config.topic}") from error
         records = [to_record(message) for message in messages if message.error() is None]
@@ -201,6 +207,12 @@ class TransactionalLoop:
         if self._owned.keys() >= {*map(_PARTITION, records)}:
             return records
         return [record for record in records if record.partition in self._owned]
+
+    def _batch_records(self) -> int:
+        """Return how many records the next batch takes at most, by what those of the last one took."""
+        by_bytes = int(_BATCH_BYTES / self._record_bytes)
+        by_time = int(self._config.batch_s / self._record_s) if self._record_s else by_bytes
+        return min(self._config.batch_records, max(1, min(by_bytes, by_time)))
 
     def _replay(self, records: list[Record]) -> list[Record]:
         """Hand records below the committed offset to the stage silently; return the others."""

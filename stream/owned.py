@@ -34,6 +34,9 @@ class OwnedEntity:
         self.head = head
         self.unscored = unscored
         self.last_slot_with_room = 0.0
+        # Asked for of every entity of every batch.
+        self._max_gap, self._longest_step = self.geometry.max_gap, self.geometry.longest_step
+        self._reach = self.geometry.hop + self.geometry.slack
         self._layout = Layout(self.geometry.capacity, len(family.channels))
         self.ref = RingRef(name, head.ring, self._layout)
         # How long an idle ring is kept.
@@ -51,13 +54,13 @@ class OwnedEntity:
 
         A window that is cut on the way leaves room up to `slack` slots behind its end.
         """
-        head, geometry = self.head, self.geometry
+        emitted_end, max_slot = self.head.emitted_end, self.head.max_slot
         return (
-            head.emitted_end < oldest
-            and newest <= head.max_slot + geometry.max_gap
-            and max(newest, head.max_slot) - oldest <= geometry.longest_step
+            emitted_end < oldest
+            and newest <= max_slot + self._max_gap
+            and (newest if newest > max_slot else max_slot) - oldest <= self._longest_step
             and newest <= self.last_slot_with_room
-            and newest <= head.emitted_end + geometry.hop + geometry.slack
+            and newest <= emitted_end + self._reach
         )
 
     def limit(self) -> None:
@@ -72,8 +75,9 @@ class OwnedPartition:
     def __init__(self, epoch: int, newcomers: Newcomers) -> None:
         self.epoch = epoch
         self.newcomers = newcomers
-        self.next_offset: int | None = None  # of the snapshot
+        self.next_offset: int | None = None  # to apply, of the next snapshot
         self.entities: dict[str, OwnedEntity] = {}
+        self.touched: dict[str, OwnedEntity] = {}  # since the snapshot
         self.unscored: dict[str, deque[Unscored]] = defaultdict(deque)
         self.announced: deque[tuple[int, str]] = deque()  # offset in `windows` and entity
 

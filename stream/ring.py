@@ -5,8 +5,7 @@ row (int64), and the values (float32 per channel). Slot 0 marks an empty positio
 so no row has it. A stale lap is seen as missing because its slot differs.
 """
 
-from bisect import bisect_left, bisect_right
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +18,16 @@ RING_FORMAT = 2
 INDEX_BYTES = 2 * _INT.itemsize
 
 
-class Write(NamedTuple):
-    """Rows that follow each other in the ring, encoded, and the position of the first. slots: with their offsets."""
+class Runs(NamedTuple):
+    """Rows of rings of one layout, encoded: runs of rows that follow each other in their ring.
 
-    position: int
+    owners: which ring each run is of. positions: of each run's first row. counts: rows of each run. slots: of all runs
+    one after the other, each with its offset. values: of the same rows.
+    """
+
+    owners: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    counts: NDArray[np.int64]
     slots: bytes
     values: bytes
 
@@ -55,20 +60,41 @@ class Layout(NamedTuple):
         """Byte at which the values begin."""
         return self.capacity * INDEX_BYTES
 
-    def encode(self, slots: NDArray[np.int64], offsets: NDArray[np.int64], values: NDArray[np.float32]) -> list[Write]:
-        """Return the writes that put rows into the ring; of rows with one slot the last one stays.
+    def encode(
+        self,
+        owners: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        values: NDArray[np.float32],
+    ) -> Runs:
+        """Return the runs that put rows into their rings; of a ring's rows with one slot the last one stays.
 
-        slots, offsets: (n,) in arrival order. values: (n, channels).
+        owners: (n,) number of each row's ring, whose rows stand together. slots, offsets: (n,), a ring's in arrival
+        order. values: (n, channels).
         """
-        last = _last_of_each(slots)
-        slots, offsets, values = slots[last], offsets[last], values[last]
-        return PackedRows(self, slots, offsets, values).writes(0, len(slots))
+        same_ring = np.diff(owners) == 0
+        if (same_ring & (np.diff(slots) <= 0)).any():
+            last = _last_of_each(owners, slots)
+            owners, slots, offsets, values = owners[last], slots[last], offsets[last], values[last]
+            same_ring = np.diff(owners) == 0
+        positions = slots % self.capacity
+        first = np.flatnonzero(np.concatenate([[True], ~same_ring | (np.diff(positions) != 1)]))
+        return Runs(
+            owners[first],
+            positions[first],
+            np.diff(first, append=len(slots)),
+            np.stack([slots, offsets], axis=1).astype(_INT).tobytes(),
+            values.astype(_FLOAT).tobytes(),
+        )
 
-    def put(self, ring: bytearray, write: Write) -> None:
-        """Put rows into a ring in memory, as the window store does in Redis."""
-        index_at, values_at = write.position * INDEX_BYTES, self.values_at + write.position * self.row_bytes
-        ring[index_at : index_at + len(write.slots)] = write.slots
-        ring[values_at : values_at + len(write.values)] = write.values
+    def put(self, rings: Sequence[bytearray], runs: Runs) -> None:
+        """Put rows into rings in memory, as the window store does in Redis."""
+        done = 0
+        for owner, position, count in zip(runs.owners, runs.positions, runs.counts, strict=True):
+            for begin, width, data in ((0, INDEX_BYTES, runs.slots), (self.values_at, self.row_bytes, runs.values)):
+                at = begin + position * width
+                rings[owner][at : at + count * width] = data[done * width : (done + count) * width]
+            done += count
 
     def window_ranges(self, end_slot: int, length: int) -> list[Range]:
         """Return the byte ranges that hold a window: of the index first, then of the values, wrapped ones in two."""
@@ -106,53 +132,13 @@ class Layout(NamedTuple):
         return [(first, self.capacity), (0, first + length - self.capacity)]
 
 
-class PackedRows:
-    """Rows of several rings of one layout as bytes; each ring's writes are cut out of them."""
-
-    def __init__(
-        self,
-        layout: Layout,
-        slots: NDArray[np.int64],
-        offsets: NDArray[np.int64],
-        values: NDArray[np.float32],
-    ) -> None:
-        """Take rows as `Layout.encode` does; those of one ring stand together."""
-        self._layout = layout
-        self._row_bytes = layout.row_bytes
-        self._arrays = slots, offsets, values
-        self._slots = np.stack([slots, offsets], axis=1).astype(_INT).tobytes()
-        self._values = values.astype(_FLOAT).tobytes()
-        positions = slots % layout.capacity
-        self._positions: list[int] = positions.tolist()
-        self._breaks: list[int] = (np.flatnonzero(np.diff(positions) != 1) + 1).tolist()
-        self._descents: list[int] = (np.flatnonzero(np.diff(slots) <= 0) + 1).tolist()
-
-    def writes(self, first: int, end: int) -> list[Write]:
-        """Return the writes that put rows `first` to `end - 1` into their ring; of equal slots the last one stays."""
-        if _within(self._descents, first, end):
-            slots, offsets, values = self._arrays
-            return self._layout.encode(slots[first:end], offsets[first:end], values[first:end])
-        # Made for each entity of each batch: a named tuple's own constructor takes four times as long.
-        return [
-            tuple.__new__(
-                Write,
-                (
-                    self._positions[a],
-                    self._slots[a * INDEX_BYTES : b * INDEX_BYTES],
-                    self._values[a * self._row_bytes : b * self._row_bytes],
-                ),
-            )
-            for a, b in pairwise([first, *_within(self._breaks, first, end), end])
-        ]
-
-
-def _within(sorted_numbers: list[int], first: int, end: int) -> list[int]:
-    return sorted_numbers[bisect_right(sorted_numbers, first) : bisect_left(sorted_numbers, end)]
-
-
-def _last_of_each(slots: NDArray[np.int64]) -> NDArray[np.intp]:
-    _, reversed_index = np.unique(slots[::-1], return_index=True)
-    return len(slots) - 1 - reversed_index
+def _last_of_each(owners: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return where the last row of each owner and slot stands, the owners in their order, by slot."""
+    ring = np.cumsum(np.diff(owners, prepend=owners[:1]) != 0)
+    order = np.lexsort((slots, ring))
+    last = (np.diff(slots[order], append=0) != 0) | (np.diff(ring[order], append=-1) != 0)
+    kept: NDArray[np.intp] = order[last]
+    return kept
 
 
 def _padded(data: bytes, count: int, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:

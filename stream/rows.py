@@ -3,8 +3,7 @@
 Equal by law to decoding record by record and looking at each row by itself; the arrays are there for speed.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, compress, pairwise
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -36,6 +35,26 @@ class FamilyRows(NamedTuple):
     values: NDArray[np.float32]
     ts_ms: list[int]
 
+    def spans(self) -> "Spans":
+        """Return where each entity's rows begin and end."""
+        first, last = np.array(self.bounds[:-1], np.int64), np.array(self.bounds[1:], np.int64) - 1
+        steps = np.concatenate([[0], np.cumsum(np.diff(self.slots) != 1)])
+        ends = self.slots[first], self.slots[last], self.offsets[first], self.offsets[last]
+        return Spans((steps[first] == steps[last]).tolist(), *(end.tolist() for end in ends))
+
+
+class Spans(NamedTuple):
+    """Of each entity's rows, in order of arrival, the first and the last one.
+
+    gapless: whether each row's slot is the one after that of the row before.
+    """
+
+    gapless: list[bool]
+    first_slots: list[int]
+    last_slots: list[int]
+    first_offsets: list[int]
+    last_offsets: list[int]
+
 
 class DecodedRecords(NamedTuple):
     """What records hold. refused: by index of the record, why it broke its contract."""
@@ -45,98 +64,99 @@ class DecodedRecords(NamedTuple):
 
 
 class _Found(msgspec.Struct):
-    """The rows of one entity as they come out of its records.
+    """The rows of one family as they come out of their records.
 
-    records, ts_ms: of each row. values: of rows that came alone. blocks: of those that came together, with the
-    number of rows before them.
+    entities: names, numbered by first sight. owners, records, ts_ms: of each row. values: of rows that came alone.
+    blocks: of those that came together, with the number of rows before them.
     """
 
-    reader: Reader
+    family: FamilySettings
+    entities: list[str] = []
+    owners: list[int] = []
     records: list[int] = []
     ts_ms: list[int] = []
     values: list[tuple[float | bool | None, ...]] = []
     blocks: list[tuple[int, NDArray[np.float32]]] = []
 
-    def take_block(self, index: int, ts_ms: list[int], values: NDArray[np.float32]) -> None:
+    def take_block(self, owner: int, index: int, ts_ms: list[int], values: NDArray[np.float32]) -> None:
         """Take the rows of a record that holds many."""
         self.blocks.append((len(self.records), values))
+        self.owners += [owner] * len(ts_ms)
         self.records += [index] * len(ts_ms)
         self.ts_ms += ts_ms
 
 
+# What reads the records of one key, the rows of its family, and its entity's number among them.
+_Source = tuple[Reader, _Found, int]
+
+
 def decode_records(decoder: SampleDecoder, records: Sequence[Record]) -> DecodedRecords:
     """Decode records of one partition; none of them raises anything."""
-    found: dict[bytes | None, _Found] = {}
+    families: dict[str, _Found] = {}
+    sources: dict[bytes | None, _Source] = {}
     refused: dict[int, ContractError] = {}
-    for index, record in enumerate(records):
+    for index, (_, _, _, key, encoded, _, headers) in enumerate(records):
         try:
-            value = decoder.check(record.value)
-            content_type = record.header("content-type") if record.headers else None
-            one = found.get(record.key)
-            if one is None:
-                one = found[record.key] = _Found(decoder.reader(record.key, value, content_type))
+            value = decoder.check(encoded)
+            content_type = records[index].header("content-type") if headers else None
+            source = sources.get(key)
+            if source is None:
+                source = sources[key] = _source(families, decoder.reader(key, value, content_type))
+            reader, found, owner = source
             if content_type == COLUMNS:
-                one.take_block(index, *one.reader.read_columns(value))
+                found.take_block(owner, index, *reader.read_columns(value))
                 continue
-            ts_ms, values = one.reader.read(value, content_type)
+            ts_ms, values = reader.read(value, content_type)
         except ContractError as error:
             refused[index] = error
         else:
-            one.records.append(index)
-            one.ts_ms.append(ts_ms)
-            one.values.append(values)
+            found.owners.append(owner)
+            found.records.append(index)
+            found.ts_ms.append(ts_ms)
+            found.values.append(values)
     offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
-    families = [_fitting(of_family, offsets, refused) for of_family in _by_family(found.values())]
-    return DecodedRecords(families, refused)
+    return DecodedRecords([_fitting(found, offsets, refused) for found in families.values() if found.records], refused)
 
 
-def _by_family(found: Iterable[_Found]) -> Iterator[list[_Found]]:
-    families: dict[str, list[_Found]] = {}
-    for one in found:
-        if one.records:
-            families.setdefault(one.reader.family.name, []).append(one)
-    yield from families.values()
+def _source(families: dict[str, _Found], reader: Reader) -> _Source:
+    found = families.get(reader.family.name)
+    if found is None:
+        found = families[reader.family.name] = _Found(reader.family)
+    found.entities.append(reader.entity)
+    return reader, found, len(found.entities) - 1
 
 
-def _fitting(found: Sequence[_Found], offsets: NDArray[np.int64], refused: dict[int, ContractError]) -> FamilyRows:
+def _fitting(found: _Found, offsets: NDArray[np.int64], refused: dict[int, ContractError]) -> FamilyRows:
     """Stack the rows of a family whose time stamps and values are in range, and say why the others are not."""
-    family = found[0].reader.family
-    ts_ms = [*chain.from_iterable(one.ts_ms for one in found)]
-    records = np.fromiter(chain.from_iterable(one.records for one in found), np.int64, len(ts_ms))
-    slots, dated = slots_of(ts_ms, family.interval_ms)
+    family = found.family
+    owners = np.array(found.owners, np.int32)
+    records = np.array(found.records, np.int64)
+    slots, dated = slots_of(found.ts_ms, family.interval_ms)
     values, fits = _values(found, len(family.channels))
-    entities = [one.reader.entity for one in found]
-    bounds = np.cumsum([0, *(len(one.records) for one in found)])
     keep = dated & fits
-    if not keep.all():
-        for at in np.flatnonzero(~keep).tolist():
-            refused[int(records[at])] = _out_of_range(ts_ms[at], family)
-        records, slots, values = records[keep], slots[keep], values[keep]
-        ts_ms = [*compress(ts_ms, keep)]
-        bounds = np.cumsum([0, *keep])[bounds]
-        entities = [entity for entity, (first, end) in zip(entities, pairwise(bounds), strict=True) if first < end]
-        bounds = np.unique(bounds)
-    return FamilyRows(family, entities, bounds.tolist(), records, slots, offsets[records], values, ts_ms)
+    for at in np.flatnonzero(~keep).tolist():
+        refused[found.records[at]] = _out_of_range(found.ts_ms[at], family)
+    kept = np.flatnonzero(keep)
+    order = kept[np.argsort(owners[kept], kind="stable")]
+    owners = owners[order]
+    first = np.flatnonzero(np.diff(owners, prepend=-1))
+    entities = [found.entities[owner] for owner in owners[first].tolist()]
+    bounds, records, ts_ms = [*first.tolist(), len(order)], records[order], [found.ts_ms[at] for at in order.tolist()]
+    return FamilyRows(family, entities, bounds, records, slots[order], offsets[records], values[order], ts_ms)
 
 
-def _values(found: Sequence[_Found], width: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _values(found: _Found, width: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Return the values of all rows (n, width), and which of them fit; those that came together do."""
-    single, fit = to_float32([*chain.from_iterable(one.values for one in found)], width)
-    if not any(one.blocks for one in found):
+    single, fit = to_float32(found.values, width)
+    if not found.blocks:
         return single, fit
-    together = np.concatenate([_together(one) for one in found])
+    together = np.zeros(len(found.records), np.bool_)
+    for at, block in found.blocks:
+        together[at : at + len(block)] = True
     values, fits = np.empty((len(together), width), np.float32), np.ones(len(together), np.bool_)
-    values[together] = np.concatenate([block for one in found for _, block in one.blocks])
+    values[together] = np.concatenate([block for _, block in found.blocks])
     values[~together], fits[~together] = single, fit
     return values, fits
-
-
-def _together(one: _Found) -> NDArray[np.bool_]:
-    """Say which of an entity's rows came in a record with others."""
-    mask = np.zeros(len(one.records), np.bool_)
-    for at, block in one.blocks:
-        mask[at : at + len(block)] = True
-    return mask
 
 
 def _out_of_range(ts_ms: int, family: FamilySettings) -> ContractError:

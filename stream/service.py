@@ -30,11 +30,12 @@ _GARBAGE_THRESHOLDS = (50_000, 20, 100)
 
 
 class Service(NamedTuple):
-    """A stage with what it reads. name: also its consumer group. batch_records, keeps_records: see `LoopConfig`."""
+    """A stage with what it reads. name: also its consumer group. The rest but health and metrics: see `LoopConfig`."""
 
     name: str
     topic: Topic
     batch_records: int
+    batch_s: float
     stage: Stage
     metrics: Metrics
     health: Health
@@ -49,7 +50,7 @@ def run_service(settings: Settings, service: Service, stop: threading.Event) -> 
     group = group_name(settings.topics, service.name)
     topic = topic_name(settings.topics, service.topic)
     own_id = f"{group}-{settings.instance}"
-    config = LoopConfig(topic, group, own_id, service.batch_records, service.keeps_records)
+    config = LoopConfig(topic, group, own_id, service.batch_records, service.batch_s, service.keeps_records)
     loop = TransactionalLoop(settings.kafka, config, service.stage, service.metrics, service.health)
     with MetricsServer(settings.metrics, service.metrics, service.health) as server, _garbage_seldom_collected():
         wait_for_broker(settings.kafka, stopping=stop.is_set)

@@ -10,10 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from itertools import chain, groupby
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
 import numpy as np
 import redis
 from numpy.typing import NDArray
@@ -21,7 +19,7 @@ from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError
 
 from stream.errors import FencedError, TransientError, UsageError
 from stream.redis_access import redis_client, refusal
-from stream.ring import INDEX_BYTES, RING_FORMAT, Layout, Write
+from stream.ring import INDEX_BYTES, RING_FORMAT, Layout, Runs
 from stream.settings import RedisSettings
 
 _ACQUIRE = """
@@ -32,21 +30,26 @@ redis.call('SET', KEYS[1], string.format('%.0f', epoch))
 return {string.format('%.0f', epoch), redis.call('GET', KEYS[2]) or ''}
 """
 _LOAD = "return {redis.call('GET', KEYS[1]), redis.call('HGETALL', KEYS[2])}"
-# KEYS: epoch, and for each write its ring. ARGV: epoch, then in groups of equal rings: number of writes, size of a
-# ring, where its values begin, bytes of a row's values, time to live in ms; and for each write position, slots, values.
-# A ring gets its size first: a string that grows is given twice the memory it needs.
+# KEYS: epoch, and for each run of rows its ring. ARGV: epoch, then for each layout: number of runs, size of a ring,
+# where its values begin, bytes of a row's values, time to live in ms; position and number of rows of each run, packed;
+# and slots and values of all of them. A ring gets its size first: a string that grows is given twice what it needs.
+# PEXPIRE comes last: a full server refuses SETRANGE, but only as the first thing that a script writes.
 _WRITE_ROWS = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-local a, k = 2, 2
-while a < #ARGV do
-  local writes, size, values, row, ttl = ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
-  a = a + 5
-  for _ = 1, writes do
+local k = 2
+for a = 2, #ARGV, 8 do
+  local size, values_at, row, ttl = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
+  local runs, slots, values = ARGV[a + 5], ARGV[a + 6], ARGV[a + 7]
+  local at, s, v = 1, 1, 1
+  for _ = 1, ARGV[a] do
+    local position, count
+    position, count, at = struct.unpack('<I4I4', runs, at)
+    local s_end, v_end = s + count * INDEX_BYTES, v + count * row
     if redis.call('EXISTS', KEYS[k]) == 0 then redis.call('SETRANGE', KEYS[k], size - 1, '\\0') end
-    redis.call('SETRANGE', KEYS[k], ARGV[a] * INDEX_BYTES, ARGV[a + 1])
-    redis.call('SETRANGE', KEYS[k], values + ARGV[a] * row, ARGV[a + 2])
+    redis.call('SETRANGE', KEYS[k], position * INDEX_BYTES, string.sub(slots, s, s_end - 1))
+    redis.call('SETRANGE', KEYS[k], values_at + position * row, string.sub(values, v, v_end - 1))
     redis.call('PEXPIRE', KEYS[k], ttl)
-    a, k = a + 3, k + 1
+    k, s, v = k + 1, s_end, v_end
   end
 end
 return 1
@@ -68,6 +71,8 @@ _AWAY = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError)
 # Refusals that end when memory is free, or when a failover is over.
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
 
+_PACKED = np.dtype("<u4")
+
 Timer = Callable[[str], AbstractContextManager[object]]
 
 
@@ -79,12 +84,13 @@ class RingRef(NamedTuple):
     layout: Layout
 
 
-class RingWrite(msgspec.Struct, frozen=True):
-    """Rows to put into one ring."""
+class RingWrite(NamedTuple):
+    """Rows to put into rings of one layout. refs: the rings that `runs` numbers as owners."""
 
-    ref: RingRef
+    layout: Layout
     ttl_ms: int
-    writes: list[Write]
+    refs: Sequence[RingRef]
+    runs: Runs
 
 
 class Snapshot(NamedTuple):
@@ -175,13 +181,12 @@ class RedisWindowStore:
             return
         keys = [self._key(partition, "epoch")]
         arguments: list[Any] = [epoch]
-        for (layout, ttl_ms), alike in groupby(rings, key=_kind):
-            writes: list[Write] = []
-            for ring in alike:
-                writes += ring.writes
-                keys += [self._ring_key(partition, ring.ref)] * len(ring.writes)
-            arguments += len(writes), layout.size, layout.values_at, layout.row_bytes, ttl_ms
-            arguments += chain.from_iterable(writes)
+        for layout, ttl_ms, refs, runs in rings:
+            names = self._ring_keys(partition, refs)
+            keys += [names[owner] for owner in runs.owners.tolist()]
+            where = np.stack([runs.positions, runs.counts], axis=1).astype(_PACKED).tobytes()
+            arguments += len(runs.counts), layout.size, layout.values_at, layout.row_bytes, ttl_ms
+            arguments += where, runs.slots, runs.values
         self._fenced(partition, self._call("write_rows", lambda: self._write_rows(keys=keys, args=arguments)))
 
     def save_heads(self, partition: int, epoch: int, next_offset: int, heads: Mapping[str, bytes]) -> None:
@@ -204,7 +209,7 @@ class RedisWindowStore:
         def read() -> list[bytes]:
             pipe = self._redis.pipeline(transaction=False)
             for request, wanted in zip(requests, ranges, strict=True):
-                key = self._ring_key(request.partition, request.ref)
+                (key,) = self._ring_keys(request.partition, [request.ref])
                 for part in wanted:
                     pipe.getrange(key, part.first, part.last)
             return list(pipe.execute())
@@ -221,8 +226,8 @@ class RedisWindowStore:
 
         def read() -> list[bytes]:
             pipe = self._redis.pipeline(transaction=False)
-            for ref in wanted:
-                pipe.getrange(self._ring_key(partition, ref), *ref.layout.index_range())
+            for ref, key in zip(wanted, self._ring_keys(partition, wanted), strict=True):
+                pipe.getrange(key, *ref.layout.index_range())
             return list(pipe.execute())
 
         parts = self._call("read_indexes", read)
@@ -235,8 +240,9 @@ class RedisWindowStore:
     def _key(self, partition: int, name: str) -> str:
         return f"{{{self._prefix}:{partition}}}:{name}"
 
-    def _ring_key(self, partition: int, ref: RingRef) -> str:
-        return f"{{{self._prefix}:{partition}}}:w:{_digest(ref.entity)}:{ref.ring}"
+    def _ring_keys(self, partition: int, refs: Iterable[RingRef]) -> list[str]:
+        start = self._key(partition, "w")
+        return [f"{start}:{_digest(ref.entity)}:{ref.ring}" for ref in refs]
 
     def _fenced(self, partition: int, accepted: int) -> None:
         if not accepted:
@@ -255,10 +261,6 @@ class RedisWindowStore:
             if isinstance(error, _PASSING) or str(error).startswith("MISCONF"):
                 raise TransientError(f"Redis refused {operation}: {error}") from error
             raise
-
-
-def _kind(ring: RingWrite) -> tuple[Layout, int]:
-    return ring.ref.layout, ring.ttl_ms
 
 
 @lru_cache(maxsize=65_536)

@@ -1,16 +1,16 @@
 """Telemetry to windows: rows into Redis, notices of finished windows to Kafka. Knows no model and no score.
 
 The order of one batch is the guarantee: 1. rows into the rings (repeating them changes nothing), 2. one transaction
-with notices, dead letters and input offsets, 3. a fenced snapshot of the heads with the next offset R. A successor
-starts at R, at or below the committed offset C, applies records silently up to C and produces from C on.
+with notices, dead letters and input offsets. Between batches, once a second: 3. a fenced snapshot of the heads with the
+next offset R. A successor starts at R, at or below the committed offset C, applies records silently up to C and
+produces from C on.
 """
 
 import threading
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
-from operator import attrgetter
+from operator import attrgetter, lt
 
 import msgspec
 import numpy as np
@@ -29,16 +29,16 @@ from stream.metrics import Health, Metrics
 from stream.newcomers import Newcomers
 from stream.owned import OwnedEntity, OwnedPartition, Unscored
 from stream.refusals import Refusals
-from stream.ring import PackedRows
 from stream.rows import FamilyRows, decode_records
 from stream.service import Service, run_service
 from stream.settings import Settings
 from stream.topics import DEAD_LETTERS, TELEMETRY, WINDOWS, topic_name
 from stream.waiting import wait_until
-from stream.window_store import RingWrite, Snapshot, WindowStore, connect
+from stream.window_store import Snapshot, WindowStore, connect
 
 _log = structlog.get_logger()
-_BATCH_RECORDS = 8000
+# The more rows of an entity come together, the less each of them costs; batches are that large only after a backlog.
+_BATCH_RECORDS, _BATCH_S = 32_000, 0.5
 _NOTICE = msgspec.json.Encoder()
 _HEAD = msgspec.msgpack.Encoder()
 _HEAD_DECODER = msgspec.msgpack.Decoder(HeadRecord)
@@ -85,7 +85,7 @@ class Windower:
         """Apply records whose notices are already committed."""
         batch = self._apply(partition, records, silent=True)
         self._write(partition, batch)
-        self._save(partition, batch)
+        self._keep(partition, batch)
 
     def process(self, records: Sequence[Record]) -> Progress:
         """Put a batch of telemetry into the rings and announce the windows it finished."""
@@ -101,19 +101,24 @@ class Windower:
         return progress
 
     def check(self) -> None:
-        """Renew the snapshots, which fails where Redis has lost its data: nobody else would notice and rebuild it."""
+        """Renew the snapshots, which fails where Redis has lost its data: nobody else would notice and rebuild it.
+
+        Not after every batch: an entity with a row in each would have its head stored twenty times a second.
+        """
         self._refusals.tell()
         for partition, state in self._partitions.items():
             if state.next_offset is not None:
-                self._store.save_heads(partition, state.epoch, state.next_offset, {})
+                heads = {name: _HEAD.encode(entity.head.record()) for name, entity in state.touched.items()}
+                self._store.save_heads(partition, state.epoch, state.next_offset, heads)
+                state.touched.clear()
 
     def committed(self, delivered: Sequence[tuple[Outgoing, int]]) -> None:
-        """Remember where the notices stand, and store the snapshot that belongs to the transaction."""
+        """Remember where the notices stand, and what the next snapshot has to tell."""
         for message, offset in delivered:
             if message.topic == self._windows:
                 self._partitions[message.partition].announced.append((offset, (message.key or b"").decode()))
         for partition, batch in self._pending.items():
-            self._save(partition, batch)
+            self._keep(partition, batch)
         self._pending = {}
 
     def drop(self, partitions: Iterable[int]) -> None:
@@ -156,26 +161,49 @@ class Windower:
 
         Returns False, and does nothing, if one may have to.
         """
-        if not all(_surely_fits(state, rows) for rows in batch.families):
+        known = [_surely_fitting(state, rows) for rows in batch.families]
+        fitting = [entities for entities in known if entities is not None]
+        if len(fitting) < len(known):
             return False
-        for rows in batch.families:
-            self._fold_family(state, batch, rows, silent=silent)
+        for rows, entities in zip(batch.families, fitting, strict=True):
+            self._fold_family(state, batch, rows, entities, silent=silent)
         return True
 
-    def _fold_family(self, state: OwnedPartition, batch: Batch, rows: FamilyRows, *, silent: bool) -> None:
-        slots, offsets, records = rows.slots.tolist(), rows.offsets.tolist(), rows.records.tolist()
-        descents = (np.flatnonzero(np.diff(rows.slots) <= 0) + 1).tolist()
-        for name, (first, end) in zip(rows.entities, pairwise(rows.bounds), strict=True):
-            entity = state.entities[name]
-            if entity.head.max_slot < slots[first] and bisect_right(descents, first) == bisect_left(descents, end):
-                for at, cuts in entity.head.add_run(slots[first:end], offsets[first:end]):
-                    self._announce(batch, entity, cuts, records[first + at], silent=silent)
+    def _fold_family(
+        self, state: OwnedPartition, batch: Batch, rows: FamilyRows, entities: list[OwnedEntity], *, silent: bool
+    ) -> None:
+        spans = rows.spans()
+        ends = zip(*spans[1:], strict=True)
+        for entity, (first, end), gapless, span in zip(
+            entities, pairwise(rows.bounds), spans.gapless, ends, strict=True
+        ):
+            if gapless and entity.head.add_quietly(*span):
                 batch.touch(entity)
                 batch.put(entity, rows, first, end)
             else:
-                for at, to in record_runs(records, first, end):
-                    place = Place(rows, at, name, slots[at:to], offsets[at])
-                    self._add(state, batch, records[at], place, silent=silent)
+                self._fold_entity(state, batch, rows, entity, first, end, silent=silent)
+
+    def _fold_entity(
+        self,
+        state: OwnedPartition,
+        batch: Batch,
+        rows: FamilyRows,
+        entity: OwnedEntity,
+        first: int,
+        end: int,
+        *,
+        silent: bool,
+    ) -> None:
+        slots, offsets, records = (part[first:end].tolist() for part in (rows.slots, rows.offsets, rows.records))
+        if entity.head.max_slot < slots[0] and all(map(lt, slots, slots[1:])):
+            for at, cuts in entity.head.add_run(slots, offsets):
+                self._announce(batch, entity, cuts, records[at], silent=silent)
+            batch.touch(entity)
+            batch.put(entity, rows, first, end)
+            return
+        for at, to in record_runs(records, 0, end - first):
+            place = Place(rows, first + at, entity.name, slots[at:to], offsets[at])
+            self._add(state, batch, records[at], place, silent=silent)
 
     def _fold_in_order(self, partition: int, batch: Batch, *, silent: bool) -> None:
         """Fold row by row, up to the first one that has to wait for the worker."""
@@ -259,21 +287,12 @@ class Windower:
         return Outgoing(self._windows, record.partition, entity.name.encode(), _NOTICE.encode(notice))
 
     def _write(self, partition: int, batch: Batch) -> None:
-        packed: dict[int, PackedRows] = {}
-        writes = []
-        for stretch in batch.stretches:
-            rows = stretch.rows
-            if id(rows) not in packed:
-                packed[id(rows)] = PackedRows(stretch.ref.layout, rows.slots, rows.offsets, rows.values)
-            cut_out = packed[id(rows)].writes(stretch.first, stretch.end)
-            writes.append(RingWrite(stretch.ref, stretch.entity.ttl_ms, cut_out))
-        self._store.write_rows(partition, self._partitions[partition].epoch, writes)
+        self._store.write_rows(partition, self._partitions[partition].epoch, batch.writes())
 
-    def _save(self, partition: int, batch: Batch) -> None:
+    def _keep(self, partition: int, batch: Batch) -> None:
         if batch.next_offset is not None:
-            heads = {name: _HEAD.encode(entity.head.record()) for name, entity in batch.touched.items()}
             state = self._partitions[partition]
-            self._store.save_heads(partition, state.epoch, batch.next_offset, heads)
+            state.touched |= batch.touched
             state.next_offset = batch.next_offset
 
     def _restore_entities(self, partition: int, state: OwnedPartition, snapshot: Snapshot) -> None:
@@ -304,17 +323,19 @@ class Windower:
         self._metrics.entities_active.set(sum(len(state.entities) for state in self._partitions.values()))
 
 
-def _surely_fits(state: OwnedPartition, rows: FamilyRows) -> bool:
-    """Say whether every row is of a known entity that surely takes it."""
+def _surely_fitting(state: OwnedPartition, rows: FamilyRows) -> list[OwnedEntity] | None:
+    """Return the entities of the rows if every one is known and surely takes its own, None else."""
     if not rows.entities:
-        return True
+        return []
+    entities = [state.entities.get(name) for name in rows.entities]
     oldest = np.minimum.reduceat(rows.slots, rows.bounds[:-1]).tolist()
     newest = np.maximum.reduceat(rows.slots, rows.bounds[:-1]).tolist()
-    for name, first, last in zip(rows.entities, oldest, newest, strict=True):
-        entity = state.entities.get(name)
-        if entity is None or not entity.surely_takes(first, last):
-            return False
-    return True
+    fitting = [
+        entity
+        for entity, first, last in zip(entities, oldest, newest, strict=True)
+        if entity is not None and entity.surely_takes(first, last)
+    ]
+    return fitting if len(fitting) == len(entities) else None
 
 
 def _check_together(head: Head, first: int) -> None:
@@ -338,7 +359,7 @@ def run_windower(settings: Settings, stop: threading.Event) -> None:
     acks = KafkaAcknowledgements(settings, stopping=stop.is_set)
     try:
         stage = Windower(settings, store, acks, metrics, health)
-        run_service(settings, Service("windower", TELEMETRY, _BATCH_RECORDS, stage, metrics, health), stop)
+        run_service(settings, Service("windower", TELEMETRY, _BATCH_RECORDS, _BATCH_S, stage, metrics, health), stop)
     finally:
         acks.close()
         store.close()

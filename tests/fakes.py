@@ -48,10 +48,9 @@ class InMemoryWindowStore:
             return
         self._enter("write_rows", partition, epoch)
         for one in rings:
-            ref = one.ref
-            ring = self._rings.setdefault((partition, ref.entity, ref.ring), bytearray(ref.layout.size))
-            for write in one.writes:
-                ref.layout.put(ring, write)
+            keys = [(partition, ref.entity, ref.ring) for ref in one.refs]
+            rings = [self._rings.setdefault(key, bytearray(one.layout.size)) for key in keys]
+            one.layout.put(rings, one.runs)
 
     def save_heads(self, partition: int, epoch: int, next_offset: int, heads: Mapping[str, bytes]) -> None:
         self._enter("save_heads", partition, epoch)

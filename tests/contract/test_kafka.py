@@ -208,7 +208,7 @@ def running(bench, *stages, health=None, first=0):
     stop, threads, failures = threading.Event(), [], []
 
     def run(number, stage):
-        config = LoopConfig(bench.source, f"{bench.prefix}group", f"{bench.prefix}loop-{number}", 3)
+        config = LoopConfig(bench.source, f"{bench.prefix}group", f"{bench.prefix}loop-{number}", 3, 0.2)
         try:
             TransactionalLoop(bench.kafka, config, stage, Metrics(), health or Health(30)).run(stop.is_set)
         except ZeroDivisionError as error:

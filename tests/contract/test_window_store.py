@@ -39,7 +39,12 @@ def rows(*slots, ref=RING, ttl_ms=HOUR_MS, value=None):
     numbers = [slot if value is None else value for slot in slots]
     values = np.array([(n, -n) for n in numbers], np.float32).reshape(len(slots), 2)
     at = np.array(slots, np.int64) + FIRST_SLOT
-    return RingWrite(ref, ttl_ms, ref.layout.encode(at, np.array(numbers, np.int64), values))
+    return write(ref, at, np.array(numbers, np.int64), values, ttl_ms)
+
+
+def write(ref, slots, offsets, values, ttl_ms=HOUR_MS):
+    """Return a write of rows of one ring."""
+    return RingWrite(ref.layout, ttl_ms, [ref], ref.layout.encode(np.zeros_like(slots), slots, offsets, values))
 
 
 def window(store, end=11, length=12, *, ref=RING, partition=0):
@@ -72,7 +77,7 @@ def test_windows_are_read_in_the_order_they_were_asked_for(store, epoch):
 def test_missing_values_are_kept_and_their_row_counts(store, epoch):
     slots = np.array([FIRST_SLOT + 3])
     values = np.array([[np.nan, 1e-42]], np.float32)
-    store.write_rows(0, epoch, [RingWrite(RING, HOUR_MS, LAYOUT.encode(slots, slots, values))])
+    store.write_rows(0, epoch, [write(RING, slots, slots, values)])
     values, count = window(store, end=3, length=2)
     assert count == 1
     np.testing.assert_array_equal(values[:, 1], np.array([np.nan, 1e-42], np.float32))
@@ -244,7 +249,7 @@ def test_an_idle_ring_is_forgotten_and_every_row_keeps_it(real, redis_url):
     epoch = real.acquire(0)
     real.write_rows(0, epoch, [rows(0, ttl_ms=HOUR_MS)])
     client = redis.Redis.from_url(redis_url)
-    key = real._ring_key(0, RING)
+    (key,) = real._ring_keys(0, [RING])
     assert 0 < client.pttl(key) <= HOUR_MS
     real.write_rows(0, epoch, [rows(1, ttl_ms=2 * HOUR_MS)])
     assert client.pttl(key) > HOUR_MS
@@ -261,9 +266,9 @@ def test_a_ring_takes_little_more_memory_than_its_bytes(real, redis_url):
     ref = RingRef("large", FIRST_SLOT, Layout(1000, 20))
     values = np.ones((3, 20), np.float32)
     slots = FIRST_SLOT + np.arange(3)
-    real.write_rows(0, real.acquire(0), [RingWrite(ref, HOUR_MS, ref.layout.encode(slots, slots, values))])
+    real.write_rows(0, real.acquire(0), [write(ref, slots, slots, values)])
     client = redis.Redis.from_url(redis_url)
-    assert client.memory_usage(real._ring_key(0, ref)) < 1.3 * ref.layout.size
+    assert client.memory_usage(real._ring_keys(0, [ref])[0]) < 1.3 * ref.layout.size
     client.close()
 
 

@@ -37,8 +37,8 @@ def settings(server, service, **more):
 def write(store):
     epoch = store.acquire(0)
     store.load(0)
-    rows = RING.layout.encode(FIRST + np.arange(3), np.arange(3), np.ones((3, 2), np.float32))
-    store.write_rows(0, epoch, [RingWrite(RING, 60_000, rows)])
+    rows = RING.layout.encode(np.zeros(3, np.int64), FIRST + np.arange(3), np.arange(3), np.ones((3, 2), np.float32))
+    store.write_rows(0, epoch, [RingWrite(RING.layout, 60_000, [RING], rows)])
     store.save_heads(0, epoch, 3, {"e1": b"head"})
     return store.read_indexes(0, [RING])
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from detector.command_effect import explain_by_commands, explained_shares, usual_states
+from detector.command_effect import Question, explain_by_commands, explained_shares, usual_states
 from detector.decision import Hit
 from detector.denoiser import Denoiser
 from detector.diffusion import NoiseSchedule
@@ -88,7 +88,7 @@ def window(*, commanded, observed):
 
 def explained(detector, values):
     notice = notice_of("E-1", 10**6)
-    (found,) = explain_by_commands(detector, notice, values, [hit(notice)])
+    (found,) = explain_by_commands(detector, [Question(notice, values, hit(notice))])
     return found.commands, found.channels[0].explained
 
 
@@ -115,14 +115,29 @@ def test_a_command_that_was_not_obeyed_explains_nothing(obedient):
 def test_a_hit_without_commands_around_it_stays_as_it_is(obedient):
     notice = notice_of("E-1", 10**6)
     values = window(commanded=False, observed=True)
-    assert explain_by_commands(obedient, notice, values, [hit(notice)]) == [hit(notice)]
+    assert explain_by_commands(obedient, [Question(notice, values, hit(notice))]) == [hit(notice)]
 
 
 def test_missing_commands_are_not_commands(obedient):
     notice = notice_of("E-1", 10**6)
     values = window(commanded=False, observed=True)
     values[1, STEP - 20 :] = np.nan
-    assert explain_by_commands(obedient, notice, values, [hit(notice)]) == [hit(notice)]
+    assert explain_by_commands(obedient, [Question(notice, values, hit(notice))]) == [hit(notice)]
+
+
+def test_what_is_said_of_a_hit_does_not_depend_on_the_others(obedient):
+    """Also where there are more than one pass takes, some of them without commands around them."""
+    cases = [(True, True), (False, True), (True, False)] * 12
+    questions = []
+    for number, (commanded, observed) in enumerate(cases):
+        notice = notice_of("E-1", 10**6 + number)
+        questions.append(Question(notice, window(commanded=commanded, observed=observed), hit(notice)))
+    together = explain_by_commands(obedient, questions)
+    for question, found in zip(questions, together, strict=True):
+        (alone,) = explain_by_commands(obedient, [question])
+        assert (found.commands, found.peak_slot) == (alone.commands, alone.peak_slot)
+        assert found.channels[0].explained == pytest.approx(alone.channels[0].explained, abs=2e-4)
+    assert explain_by_commands(obedient, []) == []
 
 
 @pytest.mark.parametrize("config", [{"commands": 0}, {"commands": 3, "use_commands": False}])
@@ -131,7 +146,7 @@ def test_a_network_without_commands_says_nothing(config):
     manifest, weights = untrained(commands=config["commands"], geometry=GEOMETRY, denoiser=denoiser)
     values = random_windows(manifest, ["P-1"]).values[0]
     notice = notice_of("P-1", 10**6)
-    assert explain_by_commands(Detector(manifest, weights), notice, values, [hit(notice)]) == [hit(notice)]
+    assert explain_by_commands(Detector(manifest, weights), [Question(notice, values, hit(notice))]) == [hit(notice)]
 
 
 def test_what_is_expected_from_commands_does_not_depend_on_the_other_windows():

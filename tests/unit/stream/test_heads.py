@@ -1,5 +1,6 @@
-from itertools import pairwise
+from itertools import cycle, pairwise
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -218,6 +219,50 @@ def test_rows_added_in_runs_do_what_they_do_one_by_one(case, breaks):
     assert told == [(offset, cut) for offset, slot in enumerate(slots) for cut in one_by_one.add(slot, offset)]
     assert [cut for _, cut in told] == cuts
     assert (in_runs.record(), in_runs.flush()) == (head.record(), head.flush())
+
+
+@given(shuffled_series(), st.lists(st.integers(1, 6), min_size=1), st.integers(1, 2))
+def test_rows_added_quietly_do_what_they_do_one_by_one_and_those_that_do_more_do_nothing(case, sizes, doubt_every):
+    """Whatever stretches the rows come in, and also while a time stamp is doubted."""
+    geometry, _, slots = case
+    geometry = msgspec.structs.replace(geometry, max_jump=0)
+    one_by_one, head, at = Head(geometry, slots[0]), Head(geometry, slots[0]), 0
+    for number, size in enumerate(cycle(sizes)):
+        stretch = range(at, min(at + size, len(slots)))
+        if not stretch:
+            break
+        if number % doubt_every:
+            refuse_a_jump(head, one_by_one)
+        cuts = [cut for offset in stretch for cut in one_by_one.add(slots[offset], offset)]
+        run, before = [slots[offset] for offset in stretch], everything(head)
+        if run == list(range(run[0], run[-1] + 1)) and head.add_quietly(run[0], run[-1], stretch[0], stretch[-1]):
+            assert cuts == []
+        else:
+            assert everything(head) == before
+            assert [cut for offset in stretch for cut in head.add(slots[offset], offset)] == cuts
+        assert everything(head) == everything(one_by_one)
+        at = stretch.stop
+
+
+def test_rows_of_one_hop_that_cut_nothing_are_added_quietly():
+    """Else the test above would compare one by one with itself."""
+    head = Head(Geometry(**SMALL), BASE)
+    head.add(BASE, 0)
+    assert head.add_quietly(BASE + 1, BASE + 2, 1, 2)
+    assert not head.add_quietly(BASE + 2, BASE + 2, 3, 3)  # not newer
+    assert not head.add_quietly(BASE + 3, BASE + 3, 3, 3)  # the window's last
+    assert not head.add_quietly(BASE + 3, BASE + 4, 3, 4)
+
+
+def refuse_a_jump(*heads):
+    for head in heads:
+        with pytest.raises(ContractError, match="ahead"):
+            head.add(head.max_slot + head.geometry.longest_step + 1, 0)
+
+
+def everything(head):
+    buckets = {n: (b.mask, b.first_offset, b.last_offset) for n, b in head._buckets.items()}
+    return head.record(), head.jumped, buckets
 
 
 def msgspec_fields(record):

@@ -9,7 +9,7 @@ from stream.loop import LoopConfig, Progress, TransactionalLoop
 from stream.metrics import Health, Metrics
 from stream.settings import KafkaSettings
 
-CONFIG = LoopConfig("telemetry", "group", "group-0", 10)
+CONFIG = LoopConfig("telemetry", "group", "group-0", 10, 0.2)
 
 
 class Broker:

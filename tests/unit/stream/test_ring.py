@@ -1,8 +1,10 @@
+from itertools import chain
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.ring import Layout, PackedRows
+from stream.ring import Layout
 
 FIRST = 1_767_225_600
 CAPACITY = 12
@@ -20,14 +22,7 @@ class Ring:
     def put(self, rows):
         """rows: (slot, offset, values) in arrival order."""
         slots, offsets, values = (np.array(column) for column in zip(*rows, strict=True))
-        self.take(LAYOUT.encode(slots, offsets, values.astype(np.float32)))
-
-    def take(self, writes):
-        for write in writes:
-            assert 0 <= write.position <= CAPACITY - len(write.slots) // 16
-            assert len(write.values) * 16 == len(write.slots) * LAYOUT.row_bytes
-            LAYOUT.put(self.data, write)
-        assert len(self.data) == LAYOUT.size
+        take([self], LAYOUT.encode(np.zeros_like(slots), slots, offsets, values.astype(np.float32)))
 
     def window(self, end_slot, length):
         parts = [bytes(self.data[r.first : r.last + 1]) for r in LAYOUT.window_ranges(end_slot, length)]
@@ -37,6 +32,15 @@ class Ring:
         part = LAYOUT.index_range()
         slots, offsets = LAYOUT.decode_index(bytes(self.data[part.first : part.last + 1]))
         return list(zip(slots.tolist(), offsets.tolist(), strict=True))
+
+
+def take(rings, runs):
+    assert (runs.positions >= 0).all()
+    assert (runs.positions + runs.counts <= CAPACITY).all()
+    assert len(runs.slots) == 16 * runs.counts.sum()
+    assert len(runs.values) == LAYOUT.row_bytes * runs.counts.sum()
+    LAYOUT.put([ring.data for ring in rings], runs)
+    assert all(len(ring.data) == LAYOUT.size for ring in rings)
 
 
 @st.composite
@@ -110,21 +114,16 @@ def test_how_rows_are_batched_does_not_matter(arrivals):
     assert at_once.data == one_by_one.data
 
 
-@given(batches(), batches(), st.data())
-def test_rows_packed_together_are_written_as_each_rings_own(one, other, data):
-    """Of several rings, and of a part of a ring's rows."""
-    rows = [[row for batch in arrivals for row in batch] for arrivals in (one, other)]
-    slots, offsets, values = (np.array(column) for column in zip(*rows[0], *rows[1], strict=True))
-    packed = PackedRows(LAYOUT, slots, offsets, values.astype(np.float32))
-    begin = 0
-    for of_ring in rows:
-        first = data.draw(st.integers(0, len(of_ring) - 1))
-        end = data.draw(st.integers(first + 1, len(of_ring)))
-        ring, alone = Ring(), Ring()
-        ring.take(packed.writes(begin + first, begin + end))
-        alone.put(of_ring[first:end])
-        assert ring.data == alone.data
-        begin += len(of_ring)
+@given(st.lists(batches(), min_size=1, max_size=4))
+def test_rows_of_several_rings_are_written_as_each_rings_own(arrivals_by_ring):
+    rows = [[row for batch in arrivals for row in batch] for arrivals in arrivals_by_ring]
+    owners = np.repeat(np.arange(len(rows)), [len(of_ring) for of_ring in rows])
+    slots, offsets, values = (np.array(column) for column in zip(*chain(*rows), strict=True))
+    together, alone = [Ring() for _ in rows], [Ring() for _ in rows]
+    take(together, LAYOUT.encode(owners, slots, offsets, values.astype(np.float32)))
+    for ring, of_ring in zip(alone, rows, strict=True):
+        ring.put(of_ring)
+    assert [ring.data for ring in together] == [ring.data for ring in alone]
 
 
 @given(st.integers(0, LAYOUT.size), st.integers(1, CAPACITY))
