@@ -39,7 +39,7 @@ check: setup ## Format, lint, types, and which package may import which.
 	$(BIN)/python -m pytest -q tests/unit/test_imports.py
 
 test: check ## Everything a change needs: check, unit, contract, integration on real Kafka and Redis, faults.
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 chaos: setup ## SEEDS=n runs of 300,000 samples under random faults, judged by an oracle of its own; JSON=out.json.
 	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),1) $(if $(JSON),--json "$(JSON)") $(ARGS)

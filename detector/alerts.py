@@ -17,6 +17,8 @@ from detector.decision import Hit
 from detector.manifest import DecisionConfig, Manifest
 from stream.contracts import Alert, AlertState, ModelRef, Severity, Stage, WindowNotice, episode_id
 
+# In the summary of an alarm that ended because its level counts as normal.
+LEARNED = "new level learned"
 # Deviations above the mean of the entity's scores from which an episode counts as more than a warning.
 _ERROR_Z = 8.0
 _CRITICAL_Z = 20.0
@@ -165,7 +167,7 @@ def _alert(
 
 def _summary(state: AlertState, episode: Episode, entity: str, *, moved: bool) -> str:
     if episode.adapted:
-        now = "new level learned" if state == "resolved" else "quiet until its level has settled"
+        now = LEARNED if state == "resolved" else "quiet until its level has settled"
         return f"adapting: {entity} has deviated for so long that this counts as normal from now on: {now}"
     if state == "resolved":
         return f"{entity} behaves normally again"

@@ -3,12 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from detector.alerts import LEARNED
 from stream.contracts import Alert
 
 Intervals = Mapping[str, list[tuple[int, int]]]
-
-# The words of an alarm that lasted until its level counted as normal.
-_ADAPTED = "new level learned"
 
 
 def excluded(alerts: Iterable[Alert], family: str, end_ms: int, moved_ms: int | None = None) -> Intervals:
@@ -26,7 +24,7 @@ def excluded(alerts: Iterable[Alert], family: str, end_ms: int, moved_ms: int | 
         last = max(messages, key=lambda alert: alert.revision)
         start_ms = min(alert.starts_at_ms for alert in messages)
         tells_of_move = moved_ms is not None and start_ms >= moved_ms
-        if not tells_of_move and _ADAPTED not in last.summary:
+        if not tells_of_move and LEARNED not in last.summary:
             stop_ms = end_ms if last.ends_at_ms is None else last.ends_at_ms + 1
             found[last.entity].append((start_ms, stop_ms))
     return {entity: sorted(intervals) for entity, intervals in found.items()}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 import structlog
 
-from stream.contracts import ScoreBlock
+from stream.contracts import DriftEvent, ScoreBlock
 from stream.kafka import Record
 from stream.settings import TopicSettings
 from stream.topics import DRIFT, SCORES, SHADOW_SCORES, topic_name
@@ -20,20 +20,7 @@ _log = structlog.get_logger(__name__)
 _BLOCK = msgspec.json.Decoder(ScoreBlock)
 
 
-class _Version(msgspec.Struct):
-    version: str
-
-
-class _Drift(msgspec.Struct):
-    """Of a drift event what matters here."""
-
-    family: str
-    model: _Version
-    detected_at_ms: int
-    first_block_ms: int
-
-
-_DRIFT = msgspec.json.Decoder(_Drift)
+_DRIFT = msgspec.json.Decoder(DriftEvent)
 
 
 class Observation:

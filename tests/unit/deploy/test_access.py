@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from deploy.access import kafka_rights, principal, redis_rules, render_kafka, render_redis
 from stream.kafka_access import Right
 from stream.settings import RedisSettings, TopicSettings
-from stream.topics import ALL, DRIFT, MODELS, USES, topic_name
+from stream.topics import ALL, MODELS, USES, topic_name
 from tests.secured import tool_calls
 
 TOPICS = TopicSettings(prefix="prod.", partitions=3, replication=2)
@@ -48,7 +48,7 @@ def test_nobody_may_create_delete_alter_or_everything(service):
 
 
 def test_each_topic_is_written_by_one_service():
-    for topic in set(ALL) - {DRIFT}:  # whose writer is the drift service
+    for topic in set(ALL):  # whose writer is the drift service
         assert len([service for service, use in USES.items() if topic in use.writes]) == (2 if topic is MODELS else 1)
 
 

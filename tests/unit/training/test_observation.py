@@ -1,6 +1,7 @@
 import msgspec
 import pytest
 
+from stream.contracts import DriftEvent, ModelRef
 from stream.kafka import Record
 from stream.settings import TopicSettings
 from tests.unit.training.test_gates import block
@@ -39,6 +40,25 @@ def test_scores_count_from_the_beginning_of_a_phase_each_kind_for_itself(seen: O
     assert observed.tally("v") == Tally()
 
 
+DRIFT = DriftEvent(
+    id="id",
+    family="f",
+    model=ModelRef("f", "v"),
+    detected_at_ms=0,
+    first_block_ms=1,
+    blocks=8,
+    block_slots=512,
+    watched=10,
+    moved=3,
+    share=0.3,
+    adwin=3,
+    sketch=3,
+    score=0,
+    persistence=0,
+    channels=[],
+)
+
+
 def test_entities_that_a_model_does_not_know_are_a_share_of_those_alive(seen: Observations) -> None:
     assert seen.of("f").unknown(["e"]) == 0.0
     for entity in ("e", "e", "new", "newer", "newest"):
@@ -48,8 +68,8 @@ def test_entities_that_a_model_does_not_know_are_a_share_of_those_alive(seen: Ob
 
 def test_the_newest_drift_is_remembered_and_what_cannot_be_read_is_left_out(seen: Observations) -> None:
     for at_ms in (5, 6):
-        event = {"family": "f", "model": {"version": "v"}, "detected_at_ms": at_ms, "first_block_ms": 1, "more": 1}
-        seen.add(record("drift", msgspec.json.encode(event)))
+        event = msgspec.json.encode(msgspec.structs.replace(DRIFT, detected_at_ms=at_ms))
+        seen.add(record("drift", event[:-1] + b',"more":1}'))
     seen.add(record("drift", b"{"))
     seen.add(record("scores", b"\xff"))
     assert seen.of("f").drift == Drift("v", 6, 1)
