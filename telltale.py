@@ -5,7 +5,6 @@ service carries no torch.
 """
 
 import os
-import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
-from rich.console import Console
 
+from deploy.cli import bench, paper
+from deploy.cli.options import JsonFile, Seed, in_a_folder, out, print_json, write_json
 from stream.errors import TelltaleError, UsageError
 from stream.logs import configure_logging, redacted
 from stream.service import stop_on_signals
@@ -24,7 +23,6 @@ from stream.settings import FamilySettings, Settings, load_settings
 
 if TYPE_CHECKING:
     from training.datasets import Dataset
-    from training.paper.lab import Lab
     from training.trainer import Progress
 
 app = typer.Typer(
@@ -35,21 +33,10 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The model registry.", no_args_is_help=True)
 config_app = typer.Typer(help="The settings in force.", no_args_is_help=True)
-bench_app = typer.Typer(help="Speed, measured on this machine.", no_args_is_help=True)
-paper_app = typer.Typer(help="The paper's experiments, its figures beside ours.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
-app.add_typer(bench_app, name="bench")
-app.add_typer(paper_app, name="paper")
-
-out = Console(soft_wrap=True)
-
-
-def _in_a_folder(path: Path | None) -> Path | None:
-    """Refuse a file to write whose folder is not there, before any work is done for it."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}")
-    return path
+app.add_typer(bench.app, name="bench")
+app.add_typer(paper.app, name="paper")
 
 
 def _there(data: str) -> str:
@@ -59,25 +46,10 @@ def _there(data: str) -> str:
     return data
 
 
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", help="Write one JSON object with the figures.", callback=_in_a_folder, dir_okay=False),
-]
 DataFile = Annotated[Path, typer.Option(help="Parquet file of telemetry.", exists=True, dir_okay=False)]
 RegistryPath = Annotated[str, typer.Option(help="Folder or URL of the model registry.")]
 Interval = Annotated[str | None, typer.Option(help="Distance of two rows, such as 1s; told from `ts` if left out.")]
 OtherRegistry = Annotated[str | None, typer.Option("--registry", help="Registry; the configured one if left out.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-DataFolder = Annotated[
-    Path,
-    typer.Option(help="Folder with SMAP_train.parquet, SMAP_test.parquet and so on.", exists=True, file_okay=False),
-]
-Scale = Annotated[str, typer.Option(help="quick (minutes on two cores) or full (the paper's preset, for a GPU).")]
-Families = Annotated[str, typer.Option(help="Data sets, separated by commas.")]
-TrainSteps = Annotated[int | None, typer.Option(help="Train steps of every network; the scale's if left out.", min=1)]
-PlotFile = Annotated[
-    Path | None, typer.Option("--plot", help="SVG file to write.", callback=_in_a_folder, dir_okay=False)
-]
 
 
 def main() -> None:
@@ -113,7 +85,7 @@ def demo(
         raise UsageError("there is no browser console yet; run the demo with --no-console")
     with stop_on_signals() as stop:
         report = run_demo(source, seconds, seed=seed, console=out, stop=stop)
-    _write_json(json, report)
+    write_json(json, report)
 
 
 @app.command()
@@ -257,7 +229,7 @@ def train(
     if promote:
         target.promote(name, manifest.version)
     out.print(f"{name}@{manifest.version}{' is now champion' if promote else ''}", highlight=False)
-    _write_json(json, {"name": name, "version": manifest.version, "training": manifest.training})
+    write_json(json, {"name": name, "version": manifest.version, "training": manifest.training})
 
 
 @app.command()
@@ -267,7 +239,7 @@ def score(
     output: Annotated[
         Path,
         typer.Option(
-            "--out", help="Parquet file to write, one row per row of the data.", callback=_in_a_folder, dir_okay=False
+            "--out", help="Parquet file to write, one row per row of the data.", callback=in_a_folder, dir_okay=False
         ),
     ],
     explain: Annotated[
@@ -306,7 +278,7 @@ def evaluate(
     json: JsonFile = None,
     html: Annotated[
         Path | None,
-        typer.Option(help="Write a report with plots, one file.", callback=_in_a_folder, dir_okay=False),
+        typer.Option(help="Write a report with plots, one file.", callback=in_a_folder, dir_okay=False),
     ] = None,
 ) -> None:
     """Measure scores against labels: honest figures first, adjusted ones beside a random score's."""
@@ -319,7 +291,7 @@ def evaluate(
         series, scores, labels, seed, interpretation_path=interpretation, frame_rows=frame_rows
     )
     out.print(render(evaluation))
-    _write_json(json, evaluation)
+    write_json(json, evaluation)
     if html is not None:
         from training.report import write_report
 
@@ -468,188 +440,6 @@ def models_enrol(
     out.print(f"{name}@{enrolled}{' is now champion' if promoted else ''}, with {count}", highlight=False)
 
 
-@bench_app.command("pipeline")
-def bench_pipeline(json: JsonFile = None) -> None:
-    """Measure rows per second, latency from produce to alert and memory, on the local stack."""
-    from benchmarks.pipeline import run
-
-    _write_json(json, run(out))
-
-
-@bench_app.command("ingest")
-def bench_ingest(json: JsonFile = None) -> None:
-    """Measure the windower: samples of 25 channels per second and core into Redis."""
-    from benchmarks.ingest import run
-
-    _write_json(json, run(out))
-
-
-@bench_app.command("growth")
-def bench_growth(json: JsonFile = None) -> None:
-    """Measure the windower with 10 to 10,000 entities, and with 1 to 4 partitions."""
-    from benchmarks.growth import run
-
-    _write_json(json, run(out))
-
-
-@bench_app.command("archive")
-def bench_archive(json: JsonFile = None) -> None:
-    """Measure the archiver without a broker: rows per second and core written, merged and read, bytes a row."""
-    from benchmarks.archive import run
-
-    _write_json(json, run(out))
-
-
-@bench_app.command("inference")
-def bench_inference(
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with MSL_train.parquet and so on; made-up telemetry if left out.", exists=True),
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="REGISTRY/NAME[@VERSION] of a family's model, once a family; trained anew if left out."),
-    ] = None,
-    minutes: Annotated[float, typer.Option(help="Minutes of training of each family without a model.", min=0.01)] = 0.5,
-    rows: Annotated[int, typer.Option(help="Test rows of each family, about.", min=1)] = 60_000,
-    json: JsonFile = None,
-) -> None:
-    """Measure the detector: rows scored per second, against the paper's sampler, and what the speed costs."""
-    from benchmarks.inference import Load, run
-
-    _write_json(
-        json,
-        run(out, Load(data=None if data is None else str(data), models=tuple(model or ()), minutes=minutes, rows=rows)),
-    )
-
-
-@bench_app.command("training")
-def bench_training(
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with SMAP_train.parquet; made-up telemetry if left out.", exists=True),
-    ] = None,
-    minutes: Annotated[float, typer.Option(help="Stop after so many minutes of training.", min=0.01)] = 5.0,
-    seed: Seed = 0,
-    json: JsonFile = None,
-) -> None:
-    """Measure training: seconds until the reconstruction is as near as the paper's, and samples per second."""
-    from benchmarks.training import Load, run
-
-    _write_json(json, run(out, Load(data=None if data is None else str(data), minutes=minutes, seed=seed)))
-
-
-@paper_app.command("table3")
-def paper_table3(
-    data: DataFolder,
-    scale: Scale = "quick",
-    families: Families = "SMAP,MSL,SMD",
-    train_steps: TrainSteps = None,
-    seed: Seed = 0,
-    json: JsonFile = None,
-) -> None:
-    """Table 3: every method under one protocol, beside random and honest figures."""
-    _paper("table3", _lab(data, scale, families, train_steps, seed), json)
-
-
-@paper_app.command("table4")
-def paper_table4(
-    data: DataFolder,
-    scale: Scale = "quick",
-    families: Families = "SMAP,MSL",
-    train_steps: TrainSteps = None,
-    seed: Seed = 0,
-    json: JsonFile = None,
-) -> None:
-    """Table 4: IOU of frames by smoothing kernel and size."""
-    _paper("table4", _lab(data, scale, families, train_steps, seed), json)
-
-
-@paper_app.command("table5")
-def paper_table5(
-    data: DataFolder, scale: Scale = "quick", train_steps: TrainSteps = None, seed: Seed = 0, json: JsonFile = None
-) -> None:
-    """Table 5: convergence, reconstruction and speed by number of layers."""
-    _paper("table5", _lab(data, scale, "SMAP", train_steps, seed), json)
-
-
-@paper_app.command("table6")
-def paper_table6(
-    data: DataFolder, scale: Scale = "quick", train_steps: TrainSteps = None, seed: Seed = 0, json: JsonFile = None
-) -> None:
-    """Table 6: S4 layers beside dilated convolutions alone."""
-    _paper("table6", _lab(data, scale, "SMAP", train_steps, seed), json)
-
-
-@paper_app.command("figure5")
-def paper_figure5(
-    data: DataFolder,
-    scale: Scale = "quick",
-    train_steps: TrainSteps = None,
-    seed: Seed = 0,
-    json: JsonFile = None,
-    plot: PlotFile = None,
-) -> None:
-    """Figure 5: loss curves with and without warm-up, and by number of layers."""
-    _paper("figure5", _lab(data, scale, "SMAP", train_steps, seed), json, plot)
-
-
-@paper_app.command("figure6")
-def paper_figure6(
-    data: DataFolder,
-    scale: Scale = "quick",
-    families: Families = "SMAP,MSL",
-    train_steps: TrainSteps = None,
-    seed: Seed = 0,
-    json: JsonFile = None,
-    plot: PlotFile = None,
-) -> None:
-    """Figure 6: ROC of the smoothed distance."""
-    _paper("figure6", _lab(data, scale, families, train_steps, seed), json, plot)
-
-
-@paper_app.command("all")
-def paper_all(
-    data: DataFolder,
-    folder: Annotated[Path, typer.Option(help="Folder for a JSON file of each, and the plots.", file_okay=False)],
-    scale: Scale = "quick",
-    families: Families = "SMAP,MSL,SMD",
-    train_steps: TrainSteps = None,
-    seed: Seed = 0,
-) -> None:
-    """Run all of them; networks that several need are trained once."""
-    from training.paper.experiments import run_all
-    from training.paper.outcome import render
-
-    for outcome in run_all(_lab(data, scale, families, train_steps, seed), folder, _command_line()):
-        out.print(render(outcome))
-
-
-def _lab(data: Path, scale: str, families: str, train_steps: int | None, seed: int) -> "Lab":
-    """Prepare the experiments; of training's log only warnings are told, since every line would be."""
-    from detector.models import choose_device
-    from training.paper.lab import open_lab
-
-    configure_logging(os.environ.get("TELLTALE_LOG_LEVEL", "warning"))
-    device = choose_device(load_settings().worker.device)
-    return open_lab(data, scale, families, train_steps, seed, device, lambda what: out.print(f"… {what}"))
-
-
-def _paper(name: str, lab: "Lab", json: Path | None, plot: Path | None = None) -> None:
-    from training.paper.experiments import run
-    from training.paper.outcome import render
-
-    outcome, record = run(name, lab, _command_line())
-    out.print(render(outcome))
-    _write_json(json, record)
-    if plot is not None and outcome.svg is not None:
-        plot.write_text(outcome.svg)
-
-
-def _command_line() -> str:
-    return shlex.join(["telltale", *sys.argv[1:]])
-
-
 def _serve(run: Callable[[Settings, threading.Event], None]) -> None:
     settings = _located()
     with stop_on_signals(settings.stop_deadline_s) as stop:
@@ -722,16 +512,6 @@ def _interval_ms(text: str | None) -> int | None:
         if number != text and number.replace(".", "", 1).isdigit() and float(number) * factor >= 1:
             return round(float(number) * factor)
     raise UsageError(f"--interval wants a duration such as 500ms, 1s or 1m, got {text!r}")
-
-
-def _write_json(path: Path | None, figures: object) -> None:
-    if path is not None:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(figures)) + b"\n")
-
-
-def print_json(value: object) -> None:
-    """Print a value as indented JSON, unstyled."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
 
 
 @contextmanager
