@@ -75,7 +75,9 @@ def alone(announced):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(
-    "challenger", [OTHER, Broken(FloatingPointError("NaN")), Broken(RuntimeError("out of memory"))], ids=str
+    "challenger",
+    [OTHER, Broken(FloatingPointError("NaN")), Broken(RuntimeError("out of memory"))],
+    ids=["good", "not finite", "out of memory"],
 )
 def test_what_the_champion_publishes_is_the_same_to_the_bit(announced, alone, challenger, share):
     """Scores, alerts and decision states alike: the challenger's messages are the only difference."""
