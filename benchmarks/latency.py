@@ -3,15 +3,14 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.workload import Shape, add_spikes, make_values, to_samples
-from deploy.replay import Sent, send
-from stream.contracts import Sample
+from deploy.replay import EncodedSample, Sent, encode, send
 from stream.errors import TransientError
 from stream.settings import Settings
 from stream.subscriber import Subscriber, decode_alert
@@ -39,11 +38,11 @@ class Sender(threading.Thread):
     count, rows_by_entity: handed to the producer so far.
     """
 
-    def __init__(self, settings: Settings, rows: Iterator[Sample], phases: Sequence[tuple[int, float]]) -> None:
+    def __init__(self, settings: Settings, rows: Iterable[EncodedSample], phases: Sequence[tuple[int, float]]) -> None:
         """Send nothing yet."""
         super().__init__(name="send")
         self._settings = settings
-        self._rows = rows
+        self._rows = iter(rows)
         self._phases = phases
         self._family = settings.families[0]
         self._produced: dict[tuple[str, int], float] = {}
@@ -76,7 +75,7 @@ class Sender(threading.Thread):
         """Return when the row was handed to the producer, in seconds since 1970."""
         return self._produced[entity, ts_ms]
 
-    def _noting(self, rows: Iterator[Sample]) -> Iterator[Sample]:
+    def _noting(self, rows: Iterable[EncodedSample]) -> Iterator[EncodedSample]:
         interval, hop = self._family.interval_ms, self._family.hop
         for sample in rows:
             if (sample.ts // interval + 1) % hop == 0:
@@ -95,7 +94,7 @@ def measure_latency(
     """
     values = make_values(shape, entities, rows, seed)
     add_spikes(values, shape, spike_every, seed)
-    sender = Sender(settings, to_samples(settings.families[0], values), [(entities * rows, rows_per_s)])
+    sender = Sender(settings, encode(to_samples(settings.families[0], values)), [(entities * rows, rows_per_s)])
     subscriber = Subscriber(settings, ALERTS, from_beginning=True)
     try:
         seen = _follow(sender, subscriber)

@@ -7,6 +7,7 @@ import msgspec
 from benchmarks.latency import Sender, alert_latency
 from benchmarks.rig import RunningService
 from benchmarks.workload import Shape, add_spikes, make_values, to_samples
+from deploy.replay import encode
 from stream.settings import Settings
 from stream.subscriber import Subscriber
 from stream.topics import ALERTS
@@ -55,7 +56,7 @@ def measure_overload(
     values = make_values(shape, entities, -(-(at_twice + after) // entities), seed)
     add_spikes(values, shape, spike_every, seed)
     phases = [(at_twice, 2 * rows_per_s), (after, rows_per_s / 2)]
-    sender = Sender(settings, to_samples(family, values), phases)
+    sender = Sender(settings, encode(to_samples(family, values)), phases)  # ahead: twice the rate leaves no time for it
     subscriber = Subscriber(settings, ALERTS, from_beginning=True)
     try:
         found = _follow(sender, subscriber, worker, entities * family.hop + _CLEAR_S * rows_per_s)

@@ -24,7 +24,17 @@ _TICK_S = 0.02
 _FLUSH_S = 30.0
 _JSON = msgspec.json.Encoder()
 _MSGPACK = msgspec.msgpack.Encoder()
-_Telemetry = TypeVar("_Telemetry", Sample, SampleColumns)
+
+
+class EncodedSample(NamedTuple):
+    """A sample with the bytes it is sent as, for who has to send faster than it can be encoded."""
+
+    entity: str
+    ts: int
+    value: bytes
+
+
+_Telemetry = TypeVar("_Telemetry", Sample, SampleColumns, EncodedSample)
 
 
 class Sent(NamedTuple):
@@ -133,13 +143,26 @@ def send(
     return Sent(count, time.monotonic() - started)
 
 
-def _produce(producer: Producer, topic: str, one: Sample | SampleColumns, failed: list[KafkaError]) -> None:
+def encode(rows: Iterable[Sample]) -> list[EncodedSample]:
+    """Encode samples ahead of sending them."""
+    return [EncodedSample(one.entity, one.ts, _JSON.encode(one)) for one in rows]
+
+
+def _payload(one: Sample | SampleColumns | EncodedSample) -> bytes:
+    if isinstance(one, EncodedSample):
+        return one.value
+    return _MSGPACK.encode(one) if isinstance(one, SampleColumns) else _JSON.encode(one)
+
+
+def _produce(
+    producer: Producer, topic: str, one: Sample | SampleColumns | EncodedSample, failed: list[KafkaError]
+) -> None:
     def delivered(error: KafkaError | None, _: object) -> None:
         if error is not None:
             failed.append(error)
 
     together = isinstance(one, SampleColumns)
-    value = _MSGPACK.encode(one) if together else _JSON.encode(one)
+    value = _payload(one)
     headers: list[tuple[str, str | bytes | None]] = [("content-type", COLUMNS.encode())] if together else []
     while True:
         try:
