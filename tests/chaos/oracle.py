@@ -310,13 +310,16 @@ def _compare_episode(name: str, messages: list[Alert], difference: Difference) -
 def _compare_spans(
     entity: str, episodes: list[list[Alert]], flagged: list[int], front: int, model: Model, difference: Difference
 ) -> None:
-    geometry, wait = model.manifest.geometry, model.manifest.decision.resolve_after
+    geometry, rule = model.manifest.geometry, model.manifest.decision
     spans: list[tuple[int, float]] = []
     for messages in episodes:
         first, ends = messages[0].starts_at_ms // INTERVAL_MS, messages[-1].ends_at_ms
         spans.append((first, float("inf") if ends is None else ends // INTERVAL_MS))
         if first not in flagged:
             difference.note("wrong", f"an episode of {entity} starts at slot {first}, which no score calls anomalous")
+        # One that was told to have become normal waits until its new level has settled.
+        learned = any(alert.adapting and alert.state == "updated" for alert in messages)
+        wait = max(rule.resolve_after, rule.adapt_after) if learned else rule.resolve_after
         if ends is None and front >= max((slot for slot in flagged if slot >= first), default=front) + wait:
             difference.note("missing", f"the end of an episode of {entity} from slot {first}")
     # A final score may call slots anomalous that lie before the provisional one which opened the episode.
