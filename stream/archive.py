@@ -94,6 +94,11 @@ class Archive:
         self._filesystem, root = (filesystem, str(url)) if filesystem else open_storage(url, "archive")
         self._root = root.rstrip("/")
 
+    @property
+    def root(self) -> str:
+        """The archive's path in its storage."""
+        return self._root
+
     def make(self) -> None:
         """Make the archive's folder if it is not there."""
         try:

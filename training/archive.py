@@ -115,7 +115,7 @@ def sent_rows(archive: Archive, family: str, columns: Sequence[str] | None = Non
     """Return every row of a family as it was sent, once, with its log. columns: channels; all of them if left out."""
     files = archive.files(family)
     if not files:
-        raise UsageError(f"archive: no file of family {family}")
+        raise UsageError(f"archive {archive.root}: no file of family {family}")
     tables = []
     for (log, _), group in _by_log(files):
         table = _once(archive, list(group), columns)
@@ -126,7 +126,7 @@ def sent_rows(archive: Archive, family: str, columns: Sequence[str] | None = Non
 def _newest(archive: Archive, family: str) -> ArchivedFamily:
     files = archive.files(family)
     if not files:
-        raise UsageError(f"archive: no file of family {family}; known are {_families(archive)}")
+        raise UsageError(f"archive {archive.root}: no file of family {family}; known are {_families(archive)}")
     newest = max(files, key=attrgetter("modified_s", "path"))
     return described(archive.read(newest, []).schema, newest.path)
 

@@ -109,8 +109,8 @@ def ring(data: bytes) -> None:
 def _ring_seeds() -> Iterable[bytes]:
     store = bytearray(LAYOUT.size)
     slots = np.arange(1_767_225_600, 1_767_225_600 + 20, dtype=np.int64)
-    for write in LAYOUT.encode(slots, slots - slots[0], np.ones((20, 3), np.float32)):
-        LAYOUT.put(store, write)
+    rows = np.ones((20, 3), np.float32)
+    LAYOUT.put([store], LAYOUT.encode(np.zeros_like(slots), slots, slots - slots[0], rows))
     yield b"\x05\x08" + store
     yield b"\x05\x08" + store[:100]
 

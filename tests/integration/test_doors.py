@@ -18,6 +18,7 @@ from detector.models import Model
 from detector.worker import run_worker
 from stream.archiver import run_archiver
 from stream.contracts import ModelEvent, Sample
+from stream.drift import run_drift
 from stream.errors import AccessError, TelltaleError
 from stream.kafka import consumer_config, make_consumer, watermarks
 from stream.kafka_rights import lacking
@@ -189,6 +190,7 @@ def announced(settings, stop):
 
 VERBS = {
     "archiver": archived,
+    "drift": run_drift,
     "replay": replayed,
     "alerts": alerts_read,
     "models": announced,

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deploy.services import Services
+from stream.topics import ALL
 from tests.builders import untrained
 from tests.commands import CommandLine
 from tests.faults.recorded import GEOMETRY, recordings
@@ -103,7 +104,7 @@ def test_from_nothing_to_alerts_and_back(telltale, services, tmp_path):
     shown = telltale("alerts").out
     assert shown.count("ALERT") >= 1
     assert all(alert["entity"] in shown for alert in told)
-    assert "6 with 2 partitions each" in telltale("doctor").out
+    assert f"{len(ALL)} with 2 partitions each" in telltale("doctor").out
 
     services.stop()
     assert all('"stopped"' in (tmp_path / f"{service}.log").read_text() for service in ("windower", "worker"))

@@ -355,6 +355,7 @@ def test_waiting_for_others_commits_nothing_and_keeps_the_loop_live(world):
 
 def test_large_records_are_taken_fewer_at_a_time(world, monkeypatch):
     """One batch late, since how large they are is known when they have come."""
+    world.loop._config = CONFIG._replace(batch_s=1e9)
     monkeypatch.setattr("stream.loop._BATCH_BYTES", 12)
     asked = []
     consume = Consumer.consume
