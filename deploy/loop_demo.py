@@ -48,8 +48,8 @@ def _settings(servers: Servers, source: RegimeSource, home: Path, size: Size) ->
         "metrics": {"port": 0},
         "worker": {"threads": 1},
         "archive": {"url": str(folder / "archive"), "flush_s": 1.0},
-        # Blocks of some orbits; a day of them would be days of the demo.
-        "drift": {"window_blocks": 8, "min_blocks": 3, "max_merged": 2},
+        # After so few blocks ADWIN needs some twenty to see a change: the comparison with training is believed.
+        "drift": {"window_blocks": 8, "min_blocks": 3, "persist_blocks": 5, "max_merged": 2},
         "retraining": {
             "work_dir": str(folder / "retraining"),
             "max_age_days": 0.0,
