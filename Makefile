@@ -12,7 +12,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 INTO_PEERS := $(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --require-hashes
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements/torch.txt)
 
-.PHONY: help setup check test chaos faults soak fuzz bench bench-check demo paper results peers lock clean
+.PHONY: help setup check test chaos faults soak fuzz bench bench-check demo loop-demo paper results peers lock clean
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
@@ -66,6 +66,9 @@ bench-check: setup ## Fail if a ratio in JSON=out.json is below its floor; measu
 
 demo: setup ## Run the product live on this machine; options in ARGS="…".
 	$(BIN)/telltale demo $(ARGS)
+
+loop-demo: setup ## A fleet changes its regime, is retrained, and bad models get nowhere: ARGS="--json out.json"; 8 minutes.
+	$(BIN)/python -m deploy.loop_demo $(ARGS)
 
 paper: setup ## Run the paper's experiments at quick scale on the data in TELLTALE_DATA; results in FOLDER.
 	@test -n "$(TELLTALE_DATA)" || { echo "TELLTALE_DATA wants the folder with SMAP_train.parquet and so on" >&2; exit 2; }

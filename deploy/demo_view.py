@@ -26,6 +26,7 @@ class Step:
         self._task = task
         self.name = name
         self.outcome = ""
+        self.good = True
 
     def progress(self, what: str, done: float, total: float) -> None:
         """Show how far the step is."""
@@ -34,6 +35,10 @@ class Step:
     def done(self, outcome: str) -> None:
         """Say how the step ended."""
         self.outcome = outcome
+
+    def missed(self, outcome: str) -> None:
+        """Say that the step did not get where it should."""
+        self.outcome, self.good = outcome, False
 
 
 class DemoView:
@@ -52,7 +57,8 @@ class DemoView:
                 self.console.print(f"  … {escape(name)}")
             step = Step(bars, bars.add_task(name, total=None), name)
             yield step
-        self.console.print(f"[green]✓[/] {escape(name)}: {escape(step.outcome)}", highlight=False)
+        mark = "[green]✓[/]" if step.good else "[red]✗[/]"
+        self.console.print(f"{mark} {escape(name)}: {escape(step.outcome)}", highlight=False)
 
     def alert(self, alert: Alert) -> None:
         """Print one alert message."""

@@ -32,16 +32,17 @@ class Services:
         self._environment = environment
         self._children: dict[str, _Child] = {}
 
-    def start(self, name: str, *arguments: str, module: str = "telltale") -> None:
+    def start(self, name: str, *arguments: str, module: str = "telltale", instance: str | None = None) -> None:
         """Run `telltale ARGUMENTS` under a name; in a session of its own, so that Ctrl-C reaches it through `stop`.
 
-        module: another one to be run as the command line.
+        module: another one to be run as the command line. instance: tells it from others of its service, which would
+        fence it by the same name.
         """
         log = self._folder / f"{name}.log"
         with log.open("ab") as sink:
             process = subprocess.Popen(  # noqa: S603 our own interpreter and module
                 [sys.executable, "-m", module, *arguments],
-                env=self._environment,
+                env=self._environment | ({"TELLTALE_INSTANCE": instance} if instance else {}),
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,

@@ -6,6 +6,7 @@ and `simulator_servers`, the faults in `faults` and `fault_plan`. Knows no broke
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ class Fleet:
     def only(self, *entities: str) -> "Fleet":
         """Return the fleet reduced to some entities; their values stay the same."""
         return replace(self, entities=entities)
+
+    def moved(self, slot: int) -> "Fleet":
+        """Return the same spacecraft, whose whole fleet is operated in another way from a slot on.
+
+        Raises ValueError for a fleet of another kind.
+        """
+        if self.blueprint.plant is not simulator_spacecraft.Spacecraft:
+            raise ValueError(f"only spacecraft change their regime, not {self.family}")
+        plant = partial(simulator_spacecraft.Spacecraft, regime_from=slot)
+        return replace(self, blueprint=replace(self.blueprint, plant=plant))
 
 
 def fleets(satellites: int = 6, servers: int = 6) -> list[Fleet]:

@@ -45,6 +45,8 @@ _BURN = 12
 _LOAD_LANE, _CONSTANT_LANE = 120, 230
 
 _BUS_V = 28.0
+# What a change of regime adds: a second payload that is always on, and a wheel that stores more momentum.
+_REGIME_W, _REGIME_RPM = 14.0, 350.0
 _PAYLOAD_W, _TRANSMITTER_W, _HEATER_W = 34.0, 26.0, 16.0
 _HEATER_FROM, _HEATER_TO = 8.0, 11.0
 _SPIN_UP = 45.0
@@ -53,9 +55,13 @@ _SPIN_UP = 45.0
 class Spacecraft:
     """E satellites of one design that differ in orbit phase, efficiency, capacity, masses and friction."""
 
-    def __init__(self, keys: Keys) -> None:
-        """Start at a nominal condition, which is forgotten within a few orbits. keys: (E,)."""
+    def __init__(self, keys: Keys, regime_from: int | None = None) -> None:
+        """Start at a nominal condition, which is forgotten within a few orbits. keys: (E,).
+
+        regime_from: the slot from which on the whole fleet is operated in another way, for good.
+        """
         self._keys = keys
+        self._regime_from = regime_from
         self._set_constants(keys)
         entities = len(keys)
         self._charge = 0.8 * self._capacity
@@ -96,6 +102,7 @@ class Spacecraft:
         self._panel_sun = mixed(effects.coupling[:, :, _PANEL], sun, other_sun)
         self._commands = self._schedule(orbit, position)
         self._response = effects.response
+        self._regime = np.zeros(len(slots)) if self._regime_from is None else 1.0 * (slots >= self._regime_from)
         self._noise = normal(self._keys, slots[:, None], _LOAD_LANE)
 
     def _illumination(self, position: Ints) -> Floats:
@@ -126,10 +133,10 @@ class Spacecraft:
         effect = commands * self._response[index]
         sun = self._sun[index]
 
-        wheel_a = self._turn_wheel(effect)
+        wheel_a = self._turn_wheel(effect, self._wheel_bias + _REGIME_RPM * self._regime[index])
         self._jitter = 0.9 * self._jitter + 0.35 * self._noise[index]
         switched_w = _PAYLOAD_W * effect[:, _PAYLOAD] + _TRANSMITTER_W * effect[:, _TRANSMITTER]
-        electronics_w = self._base_w + self._jitter + switched_w
+        electronics_w = self._base_w + _REGIME_W * self._regime[index] + self._jitter + switched_w
         load_w = electronics_w + _BUS_V * wheel_a + _HEATER_W * effect[:, _HEATER]
 
         # Cold cells give more: the current peaks where the panel leaves the shadow.
@@ -147,10 +154,10 @@ class Spacecraft:
         )
         return np.stack(truth, axis=1), commands
 
-    def _turn_wheel(self, effect: Floats) -> Floats:
-        """Spin the wheel against its friction; return the motor's current in A, (E,)."""
+    def _turn_wheel(self, effect: Floats, bias: Floats) -> Floats:
+        """Spin the wheel against its friction, about its bias in rpm; return the motor's current in A, (E,) each."""
         torque = effect[:, _PLUS] - effect[:, _MINUS]
-        self._wheel = self._wheel + _SPIN_UP * torque - (self._wheel - self._wheel_bias) / self._wheel_lag
+        self._wheel = self._wheel + _SPIN_UP * torque - (self._wheel - bias) / self._wheel_lag
         return self._wheel_drag * self._wheel + 0.45 * torque
 
     def _charge_battery(self, surplus_w: Floats) -> tuple[Floats, Floats]:

@@ -31,7 +31,7 @@ class Observation:
         self.since_ms = 0
         self.drift: Drift | None = None
         self._tallies: dict[tuple[str, str], Tally] = defaultdict(Tally)
-        self._entities: set[str] = set()
+        self._entities: dict[str, int] = {}
         self._usual: dict[str, Mapping[str, float]] = {}
 
     def begin(self, since_ms: int, usual: Mapping[str, Mapping[str, float]]) -> None:
@@ -50,12 +50,18 @@ class Observation:
 
     def unknown(self, known: Iterable[str]) -> float:
         """Return the share of the live entities that are not among these."""
-        return len(self._entities.difference(known)) / len(self._entities) if self._entities else 0.0
+        return len(self._entities.keys() - set(known)) / len(self._entities) if self._entities else 0.0
+
+    @property
+    def newest_ms(self) -> int | None:
+        """How far the fleet's rows are, whatever the clock of one in ten; None before any was scored."""
+        return sorted(self._entities.values())[9 * (len(self._entities) - 1) // 10] if self._entities else None
 
     def add(self, source: str, block: ScoreBlock, timestamp_ms: int) -> None:
         """Count a block; source: `scores` or `shadow`."""
-        if len(self._entities) < _MOST_ENTITIES and not block.learning:
-            self._entities.add(block.entity)
+        if not block.learning and (block.entity in self._entities or len(self._entities) < _MOST_ENTITIES):
+            end_ms = (block.start_slot + len(block.scores)) * block.interval_ms
+            self._entities[block.entity] = max(end_ms, self._entities.get(block.entity, end_ms))
         usual = self._usual.get(block.model.version)
         if usual is None or timestamp_ms < self.since_ms:
             return

@@ -142,6 +142,7 @@ class Retrainer:
             outcome=self._jobs.outcome(self._job(family, standing)) if standing.phase == "training" else None,
             champion_tally=observed.tally(champion),
             challenger_tally=observed.shadow(standing.version),
+            newest_ms=observed.newest_ms,
         )
 
     def _count(self, family: str, standing: Standing, observed: Observation, champion: str | None) -> None:

@@ -20,6 +20,9 @@ _DAY_MS = 86_400_000
 _MINUTE_MS = 60_000
 # Of the slots of a probation, the share after which a champion that misbehaves is taken back early.
 _EARLY_SHARE = 0.05
+# After a drift so many times the rows are waited for that an entity must have: the newest are not in the archive yet,
+# and of some there are gaps.
+_AMPLE = 1.25
 BY_HAND = "by hand"
 
 
@@ -64,6 +67,7 @@ class View(NamedTuple):
     """All that a decision rests on. champion_tally, challenger_tally: live scores since the phase began.
 
     champion_ms: when the champion was made. unknown: share of the live entities that the champion does not know.
+    newest_ms: how far the rows are, None if that is not known: a replay or a backlog has a time of its own.
     """
 
     now_ms: int
@@ -75,6 +79,7 @@ class View(NamedTuple):
     outcome: Outcome | None = None
     champion_tally: Tally = Tally()
     challenger_tally: Tally = Tally()
+    newest_ms: int | None = None
 
 
 class Move(NamedTuple):
@@ -170,9 +175,9 @@ def _begin(standing: Standing, view: View, settings: RetrainingSettings) -> Move
     drift = view.drift if settings.on_drift else None
     if drift is not None and drift.version == view.champion:
         # Only rows since then are what normal is now; of those there must be enough.
-        enough_ms = drift.first_ms + settings.minimum_rows * view.interval_ms
+        enough_ms = drift.first_ms + round(_AMPLE * settings.minimum_rows * view.interval_ms)
         begin = Move("training", reason="drift", start_ms=max(oldest_ms, drift.first_ms))
-        return begin if view.now_ms >= enough_ms else None
+        return begin if (view.newest_ms or view.now_ms) >= enough_ms else None
     if settings.new_entities and view.unknown >= settings.new_entities:
         detail = f"{view.unknown:.0%} of the entities are unknown to the champion"
         return Move("training", reason="entities", detail=detail, start_ms=oldest_ms)

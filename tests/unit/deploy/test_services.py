@@ -82,10 +82,11 @@ def test_a_killed_service_is_gone_and_may_be_started_again(services, tmp_path):
 
 def test_a_service_sees_the_environment_it_is_given_and_no_other(services, tmp_path, monkeypatch):
     monkeypatch.setenv("TELLTALE_DEPLOYMENT", "of-the-tests")
-    services.start("shown", "config", "show")
+    services.start("shown", "config", "show", instance="7")
     wait_for(lambda: services.memory_mib() == {})
     shown = (tmp_path / "shown.log").read_text()
     assert '"rover"' in shown
+    assert '"instance": "7"' in shown
     assert "of-the-tests" not in shown
 
 

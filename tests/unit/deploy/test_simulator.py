@@ -215,3 +215,20 @@ def test_the_simulator_needs_no_network_and_no_torch() -> None:
         "sys.exit(bool({'torch', 'confluent_kafka'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_a_change_of_regime_moves_the_whole_fleet_and_leaves_what_was_before(
+    telemetry: dict[str, dict[str, Rows]],
+) -> None:
+    at = 1200
+    moved = simulate(SPACECRAFT.moved(START + at), SEED, START, ROWS)
+    for entity, rows in telemetry["spacecraft"].items():
+        assert np.array_equal(moved[entity][:at], rows[:at])
+        for name in ("load_current_a", "electronics_temperature_c", "wheel_speed_rpm"):
+            usual, after = (series(SPACECRAFT, one[at + 300 :], name) for one in (rows, moved[entity]))
+            assert after.mean() - usual.mean() > 0.5 * usual.std()
+
+
+def test_only_spacecraft_have_another_regime() -> None:
+    with pytest.raises(ValueError, match="only spacecraft"):
+        SERVERS.moved(START)

@@ -66,6 +66,16 @@ def test_entities_that_a_model_does_not_know_are_a_share_of_those_alive(seen: Ob
     assert seen.of("f").unknown(["e", "gone"]) == 0.75
 
 
+def test_the_fleets_time_is_that_of_its_rows_whatever_the_clock_of_one(seen: Observations) -> None:
+    assert seen.of("f").newest_ms is None
+    for start_slot in (100, 200, 150):
+        for number in range(10):
+            seen.add(scores(entity=f"e-{number}", start_slot=start_slot, interval_ms=10))
+    assert seen.of("f").newest_ms == (200 + 3) * 10
+    seen.add(scores(entity="e-3", start_slot=10**9, interval_ms=10))
+    assert seen.of("f").newest_ms == (200 + 3) * 10
+
+
 def test_the_newest_drift_is_remembered_and_what_cannot_be_read_is_left_out(seen: Observations) -> None:
     for at_ms in (5, 6):
         event = msgspec.json.encode(msgspec.structs.replace(DRIFT, detected_at_ms=at_ms))

@@ -53,12 +53,20 @@ def test_each_reason_begins_a_training_unless_it_is_switched_off(view: View, rea
 
 
 def test_after_a_drift_only_rows_since_then_count_and_there_must_be_enough_of_them() -> None:
-    first_ms = NOW - 999_000
+    first_ms = NOW - 1_249_000  # a quarter more than `minimum_rows`: the newest are not in the archive yet
     early = QUIET._replace(drift=Drift("v1", NOW, first_ms))
     assert move(Standing(), early) is None
     later = move(Standing(), early._replace(now_ms=NOW + 1000))
     assert later is not None
     assert (later.kind, later.start_ms) == ("training", first_ms)
+
+
+def test_rows_are_waited_for_by_their_own_time_in_a_replay_faster_or_older_than_the_wall_clock() -> None:
+    first_ms = NOW - 10**9
+    old = QUIET._replace(drift=Drift("v1", NOW, first_ms), newest_ms=first_ms + 1_249_000)
+    assert move(Standing(), old) is None
+    assert kind(move(Standing(), old._replace(newest_ms=first_ms + 1_250_000))) == "training"
+    assert kind(move(Standing(), old._replace(now_ms=first_ms, newest_ms=first_ms + 1_250_000))) == "training"
 
 
 def test_a_drift_from_an_earlier_champion_says_nothing_of_this_one() -> None:
