@@ -11,10 +11,13 @@ from functools import partial
 
 import msgspec
 import structlog
+from confluent_kafka import KafkaError
 
 from stream.contracts import BlockSummary, DriftEvent
 from stream.drift_family import FamilyWatch
 from stream.kafka import BY_KEY, Outgoing, Record, make_admin, read_to_end
+from stream.kafka_access import failure
+from stream.kafka_rights import lacking
 from stream.loop import Progress
 from stream.metrics import Health, Metrics
 from stream.service import Service, run_service
@@ -124,8 +127,12 @@ class DriftMonitor:
 
 
 def read_events(settings: Settings) -> Iterator[DriftEvent]:
-    """Yield the committed events of the drift topic."""
+    """Yield the committed events of the drift topic; raise AccessError for a right that only an event would miss."""
     topic = topic_name(settings.topics, DRIFT)
+    for operation in ("Read", "Write"):
+        if missing := lacking(settings.kafka, operation, [topic]):
+            refused = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+            raise failure(refused, "drift events could not be remembered or told", missing)
     partitions = partition_counts(make_admin(settings.kafka), settings.topics, _ANSWER_S)[topic]
     for partition in range(partitions):
         for record in read_to_end(settings.kafka, topic, partition):
