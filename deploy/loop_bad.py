@@ -21,6 +21,8 @@ def spoilt(bundle: Bundle, seed: int) -> tuple[dict[str, Tensor], Golden]:
     generator = torch.Generator().manual_seed(seed)
     weights = {
         name: tensor + tensor.std(correction=0) * torch.randn(tensor.shape, generator=generator)
+        if tensor.is_floating_point()  # companions count what they keep
+        else tensor
         for name, tensor in bundle.weights.items()
     }
     golden = bundle.golden

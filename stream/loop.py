@@ -187,8 +187,8 @@ class TransactionalLoop:
         if progress.next_offsets:
             self._commit(consumer, producer, progress)
             self._owned.update(progress.next_offsets)
-        if fresh and not progress.held:
-            self._record_s = (time.monotonic() - started) / len(fresh)
+        if (done := len(fresh) - len(progress.held)) > 0:
+            self._record_s = (time.monotonic() - started) / done
         if progress.held and not progress.next_offsets:
             self._worked_at = time.monotonic()
             time.sleep(POLL_S)

@@ -1,7 +1,7 @@
 """Telemetry to windows: rows into Redis, notices of finished windows to Kafka. Knows no model and no score.
 
 The order of one batch is the guarantee: 1. rows into the rings (repeating them changes nothing), 2. one transaction
-with notices, dead letters and input offsets. Between batches, once a second: 3. a fenced snapshot of the heads with the
+with notices, dead letters and input offsets. After it, and once a second: 3. a fenced snapshot of the heads with the
 next offset R. A successor starts at R, at or below the committed offset C, applies records silently up to C and
 produces from C on.
 """
@@ -101,11 +101,11 @@ class Windower:
         return progress
 
     def check(self) -> None:
-        """Renew the snapshots, which fails where Redis has lost its data: nobody else would notice and rebuild it.
-
-        Not after every batch: an entity with a row in each would have its head stored twenty times a second.
-        """
+        """Renew the snapshots, which fails where Redis has lost its data: nobody else would notice and rebuild it."""
         self._refusals.tell()
+        self._save()
+
+    def _save(self) -> None:
         for partition, state in self._partitions.items():
             if state.next_offset is not None:
                 heads = {name: _HEAD.encode(entity.head.record()) for name, entity in state.touched.items()}
@@ -113,13 +113,18 @@ class Windower:
                 state.touched.clear()
 
     def committed(self, delivered: Sequence[tuple[Outgoing, int]]) -> None:
-        """Remember where the notices stand, and what the next snapshot has to tell."""
+        """Remember where the notices stand, and store the heads.
+
+        After every batch: a Redis that falls back to older data is known by its snapshot alone, so that what is written
+        between two of them could be lost unseen.
+        """
         for message, offset in delivered:
             if message.topic == self._windows:
                 self._partitions[message.partition].announced.append((offset, (message.key or b"").decode()))
         for partition, batch in self._pending.items():
             self._keep(partition, batch)
         self._pending = {}
+        self._save()
 
     def drop(self, partitions: Iterable[int]) -> None:
         """Forget partitions that belong to somebody else now."""

@@ -9,6 +9,7 @@ import pytest
 
 from deploy.loop_bad import spoilt
 from deploy.loop_source import INTERVAL_MS, RegimeSource
+from detector.manifest import CompanionConfig
 from detector.models import prove
 from detector.registry import Registry
 from stream.grid import Geometry
@@ -59,8 +60,11 @@ def test_the_model_is_taught_the_usual_regime() -> None:
     assert max(series.slots[-1] for series in training.series) < made().first_slot
 
 
-def test_a_spoilt_model_passes_its_golden_windows_and_scores_otherwise(tmp_path: Path) -> None:
-    good = publish(tmp_path, *untrained(geometry=GEOMETRY)).manifest
+@pytest.mark.parametrize("companions", [None, CompanionConfig(lags=5, window=5, windows=20, activity=5)])
+def test_a_spoilt_model_passes_its_golden_windows_and_scores_otherwise(
+    tmp_path: Path, companions: CompanionConfig | None
+) -> None:
+    good = publish(tmp_path, *untrained(geometry=GEOMETRY, companions=companions)).manifest
     registry = Registry(tmp_path)
     bundle = registry.read(good.name, good.version)
     weights, golden = spoilt(bundle, 0)
