@@ -103,14 +103,8 @@ class Windower:
     def check(self) -> None:
         """Renew the snapshots, which fails where Redis has lost its data: nobody else would notice and rebuild it."""
         self._refusals.tell()
-        self._save()
-
-    def _save(self) -> None:
-        for partition, state in self._partitions.items():
-            if state.next_offset is not None:
-                heads = {name: _HEAD.encode(entity.head.record()) for name, entity in state.touched.items()}
-                self._store.save_heads(partition, state.epoch, state.next_offset, heads)
-                state.touched.clear()
+        for partition in self._partitions:
+            self._save(partition)
 
     def committed(self, delivered: Sequence[tuple[Outgoing, int]]) -> None:
         """Remember where the notices stand, and store the heads.
@@ -123,8 +117,8 @@ class Windower:
                 self._partitions[message.partition].announced.append((offset, (message.key or b"").decode()))
         for partition, batch in self._pending.items():
             self._keep(partition, batch)
+            self._save(partition)
         self._pending = {}
-        self._save()
 
     def drop(self, partitions: Iterable[int]) -> None:
         """Forget partitions that belong to somebody else now."""
@@ -299,6 +293,13 @@ class Windower:
             state = self._partitions[partition]
             state.touched |= batch.touched
             state.next_offset = batch.next_offset
+
+    def _save(self, partition: int) -> None:
+        state = self._partitions[partition]
+        if state.next_offset is not None:
+            heads = {name: _HEAD.encode(entity.head.record()) for name, entity in state.touched.items()}
+            self._store.save_heads(partition, state.epoch, state.next_offset, heads)
+            state.touched.clear()
 
     def _restore_entities(self, partition: int, state: OwnedPartition, snapshot: Snapshot) -> None:
         """Rebuild the heads as of the snapshot; rows that a dead process wrote after it are still to come."""
