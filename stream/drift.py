@@ -11,19 +11,18 @@ from functools import partial
 
 import msgspec
 import structlog
-from confluent_kafka import KafkaError
 
 from stream.contracts import BlockSummary, DriftEvent
 from stream.drift_family import FamilyWatch
-from stream.kafka import BY_KEY, Outgoing, Record, make_admin, read_to_end
-from stream.kafka_access import failure
-from stream.kafka_rights import lacking
+from stream.kafka import BY_KEY, Outgoing, Record
+from stream.kafka_rights import require
 from stream.loop import Progress
 from stream.metrics import Health, Metrics
 from stream.service import Service, run_service
 from stream.settings import Settings
 from stream.sketch import TrainingSketch, read_sketch
-from stream.topics import DRIFT, SUMMARIES, partition_counts, topic_name
+from stream.subscriber import read_all
+from stream.topics import DRIFT, SUMMARIES, topic_name
 
 _log = structlog.get_logger()
 _SUMMARY = msgspec.json.Decoder(BlockSummary)
@@ -128,15 +127,11 @@ class DriftMonitor:
 
 def read_events(settings: Settings) -> Iterator[DriftEvent]:
     """Yield the committed events of the drift topic; raise AccessError for a right that only an event would miss."""
-    topic = topic_name(settings.topics, DRIFT)
     for operation in ("Read", "Write"):
-        if missing := lacking(settings.kafka, operation, [topic]):
-            refused = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
-            raise failure(refused, "drift events could not be remembered or told", missing)
-    partitions = partition_counts(make_admin(settings.kafka), settings.topics, _ANSWER_S)[topic]
-    for partition in range(partitions):
-        for record in read_to_end(settings.kafka, topic, partition):
-            yield _EVENT.decode(record.value or b"")
+        doing = "drift events could not be remembered or told"
+        require(settings.kafka, operation, [topic_name(settings.topics, DRIFT)], doing)
+    for record in read_all(settings, DRIFT, _ANSWER_S):
+        yield _EVENT.decode(record.value or b"")
 
 
 def run_drift(settings: Settings, stop: threading.Event) -> None:

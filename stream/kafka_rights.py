@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
 from stream.kafka import make_admin
-from stream.kafka_access import Right
+from stream.kafka_access import Right, failure
 from stream.settings import KafkaSettings
 
 _ANSWER_S = 10.0
@@ -27,3 +27,9 @@ def lacking(settings: KafkaSettings, operation: str, topics: Iterable[str]) -> l
         if refused:
             missing.append(Right(operation, "topic", name))
     return missing
+
+
+def require(settings: KafkaSettings, operation: str, topics: Iterable[str], doing: str) -> None:
+    """Raise AccessError, naming each right that lacks; for what would be refused late, or never, by itself."""
+    if missing := lacking(settings, operation, topics):
+        raise failure(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), doing, missing)

@@ -9,9 +9,18 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from stream.contracts import Alert, ScoreBlock
 from stream.errors import TelltaleError, TransientError
-from stream.kafka import NO_GROUP, Record, consumer_config, make_admin, make_consumer, to_record, watermarks
+from stream.kafka import (
+    NO_GROUP,
+    Record,
+    consumer_config,
+    make_admin,
+    make_consumer,
+    read_to_end,
+    to_record,
+    watermarks,
+)
 from stream.kafka_access import Right, failure
-from stream.kafka_rights import lacking
+from stream.kafka_rights import require
 from stream.settings import Settings
 from stream.topics import Topic, partition_counts, topic_name
 
@@ -60,6 +69,16 @@ class Subscriber:
         self._consumer.close()
 
 
+def read_all(settings: Settings, topic: Topic, answer_s: float = _ANSWER_S) -> Iterator[Record]:
+    """Yield the committed records of all partitions of a topic, each up to its present end.
+
+    answer_s: how long the broker may take to say how many partitions there are.
+    """
+    name = topic_name(settings.topics, topic)
+    for partition in range(partition_counts(make_admin(settings.kafka), settings.topics, answer_s)[name]):
+        yield from read_to_end(settings.kafka, name, partition)
+
+
 def decode_alert(record: Record) -> SeenAlert:
     """Decode a record of `alerts`."""
     return SeenAlert(_ALERT.decode(record.value or b""), time.time())
@@ -80,19 +99,14 @@ def _assigned(settings: Settings, topics: tuple[Topic, ...], since_ms: int | Non
     return consumer
 
 
-def _unseen(settings: Settings, topic: str) -> TelltaleError:
-    if missing := lacking(settings.kafka, "Read", [topic]):
-        return failure(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), f"topic {topic} is not to be seen", missing)
-    return TransientError(f"there is no topic {topic}; start the services, which make it")
-
-
 def _places(
     settings: Settings, consumer: Consumer, topics: tuple[Topic, ...], since_ms: int | None
 ) -> Iterator[TopicPartition]:
     counts = partition_counts(make_admin(settings.kafka), settings.topics, _ANSWER_S)
     for name in (topic_name(settings.topics, topic) for topic in topics):
         if name not in counts:
-            raise _unseen(settings, name)
+            require(settings.kafka, "Read", [name], f"topic {name} is not to be seen")
+            raise TransientError(f"there is no topic {name}; start the services, which make it")
         for partition in range(counts[name]):
             place = TopicPartition(name, partition)
             low, high = watermarks(consumer, place, _ANSWER_S)

@@ -15,10 +15,11 @@ from detector.manifest import Manifest
 from detector.models import Model
 from detector.registry import Registry
 from detector.worker import run_worker
+from stream import subscriber
 from stream.contracts import Alert, Sample, ScoreBlock
-from stream.kafka import make_admin, make_producer, producer_config, read_to_end
+from stream.kafka import make_admin, make_producer, producer_config
 from stream.settings import Settings, load_settings
-from stream.topics import ALERTS, SCORES, TELEMETRY, Topic, ensure_topics, partition_counts, topic_name
+from stream.topics import ALERTS, SCORES, TELEMETRY, Topic, ensure_topics, topic_name
 from stream.windower import run_windower
 from tests.builders import random_windows, untrained
 
@@ -107,9 +108,7 @@ def running(settings: Settings, *services: Callable[[Settings, threading.Event],
 
 def read_all(settings: Settings, topic: Topic) -> list:
     """Return every committed record of a topic."""
-    name = topic_name(settings.topics, topic)
-    partitions = partition_counts(make_admin(settings.kafka), settings.topics, 10)[name]
-    return [record for p in range(partitions) for record in read_to_end(settings.kafka, name, p)]
+    return [*subscriber.read_all(settings, topic)]
 
 
 def blocks(settings: Settings) -> list[ScoreBlock]:

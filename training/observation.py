@@ -18,8 +18,6 @@ _MOST_ENTITIES = 10_000
 
 _log = structlog.get_logger(__name__)
 _BLOCK = msgspec.json.Decoder(ScoreBlock)
-
-
 _DRIFT = msgspec.json.Decoder(DriftEvent)
 
 

@@ -24,16 +24,15 @@ from stream.kafka import (
     consumer_config,
     make_admin,
     make_consumer,
-    read_to_end,
     to_record,
     wait_for_broker,
 )
 from stream.kafka_access import Right, failure
-from stream.kafka_rights import lacking
+from stream.kafka_rights import require
 from stream.metrics import Health, Metrics, MetricsServer
 from stream.model_events import announce
 from stream.settings import Settings
-from stream.subscriber import Subscriber
+from stream.subscriber import Subscriber, read_all
 from stream.topics import (
     ALERTS,
     DRIFT,
@@ -216,9 +215,8 @@ def _prepare_topics(settings: Settings, stop: threading.Event) -> None:
     wait_for_broker(settings.kafka, stopping=stop.is_set)
     admin, deadline_s = make_admin(settings.kafka), settings.kafka.reconnect_deadline_s
     wait_until(lambda: ensure_topics(admin, settings.topics, service="retrainer"), deadline_s, "topics", stop.is_set)
-    if missing := lacking(settings.kafka, "Write", [topic_name(settings.topics, MODELS)]):
-        refused = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
-        raise failure(refused, "decisions could not be announced", missing)
+    models = topic_name(settings.topics, MODELS)
+    require(settings.kafka, "Write", [models], "decisions could not be announced")
 
 
 def _loop(service: Service, settings: Settings, health: Health, stopping: Callable[[], bool]) -> None:
@@ -242,13 +240,9 @@ def _loop(service: Service, settings: Settings, health: Health, stopping: Callab
 
 def alarms_of(settings: Settings) -> Callable[[str, int, int | None], Intervals]:
     """Return a reader of the alerts topic: the intervals in which a family's entities were in alarm."""
-    topic = topic_name(settings.topics, ALERTS)
 
     def read() -> Iterable[Alert]:
-        partitions = partition_counts(make_admin(settings.kafka), settings.topics, _ANSWER_S)[topic]
-        for partition in range(partitions):
-            for record in read_to_end(settings.kafka, topic, partition):
-                yield _ALERT.decode(record.value or b"")
+        return (_ALERT.decode(record.value or b"") for record in read_all(settings, ALERTS))
 
     return lambda family, end_ms, moved_ms: excluded(read(), family, end_ms, moved_ms)
 
