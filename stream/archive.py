@@ -251,10 +251,13 @@ def order_of_rows(table: pa.Table) -> NDArray[np.int64]:
 def entity_ranks(column: "pa.ChunkedArray[Any]") -> NDArray[np.int64]:
     """Return a number for each row that sorts as its entity's name does, (n,)."""
     encoded: Any = column.unify_dictionaries().combine_chunks()
-    names = np.array(encoded.dictionary.to_pylist(), np.str_)
-    ranks = np.argsort(np.argsort(names, kind="stable"), kind="stable")
-    numbers: NDArray[np.int64] = ranks[encoded.indices.to_numpy()]
+    numbers: NDArray[np.int64] = ranks(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
     return numbers
+
+
+def ranks(names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the place of each name among all of them in order, (n,)."""
+    return np.argsort(np.argsort(np.array(names, np.str_), kind="stable"), kind="stable")
 
 
 def concat(tables: Sequence[pa.Table]) -> pa.Table:

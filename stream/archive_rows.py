@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stream.archive import ENTITY, OFFSET, PARTITION, RECEIVED, ROW, TS, UNKNOWN_DAY, archived_family, make_table
+from stream.archive import ENTITY, OFFSET, PARTITION, RECEIVED, ROW, TS, UNKNOWN_DAY, archived_family, make_table, ranks
 from stream.rows import FamilyRows
 from stream.settings import FamilySettings
 
@@ -58,8 +58,7 @@ class _FamilyBuffer:
         """Return all rows, those of an entity side by side and in order of arrival."""
         parts = {name: [getattr(chunk, name) for chunk in self.chunks] for name in _Chunk.__struct_fields__}
         entities = np.concatenate(parts["entities"])
-        rank = np.argsort(np.argsort(np.array(list(self.names)), kind="stable"), kind="stable")
-        order = np.argsort(rank[entities], kind="stable")
+        order = np.argsort(ranks(list(self.names))[entities], kind="stable")
         return _Chunk(**{name: np.concatenate(part)[order] for name, part in parts.items()})
 
 
