@@ -125,6 +125,8 @@ def bucket_quantile(buckets: Sequence[tuple[float, float]], share: float) -> flo
     wanted, lower, below = share * buckets[-1][1], 0.0, 0.0
     for bound, count in buckets:
         if count >= wanted and count > below:
-            return lower if bound == float("inf") else lower + (bound - lower) * (wanted - below) / (count - below)
+            if bound == float("inf"):
+                return lower
+            return min(bound, lower + (bound - lower) * (wanted - below) / (count - below))  # rounding may go beyond
         lower, below = bound, count
     return lower

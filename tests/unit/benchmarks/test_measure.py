@@ -4,7 +4,7 @@ from math import inf, nextafter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks.measure import Watch, bucket_quantile, describe_machine, spread
@@ -18,6 +18,7 @@ def histogram(values):
 
 
 @given(st.lists(TIMES, min_size=1), st.floats(0.01, 1))
+@example([0.5, 0.5, 0.0078125], 1 / 3)
 def test_a_quantile_lies_in_the_bucket_of_the_true_one(values, share):
     edges = [0, *BOUNDS]
     true = np.quantile(values, share, method="inverted_cdf")
